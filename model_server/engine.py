@@ -105,6 +105,8 @@ class EngineHealth:
     Attributes:
         progress: Grows with each step; a request that runs while it stands still is a stall.
         since_progress_s: Seconds since ``progress`` last grew, or since the engine was last idle.
+        slots: Requests it computes at once now; fewer than at load after it ran out of memory. 0 before load.
+        out_of_memory: The last death was the kernel's for memory.
     """
 
     state: EngineState
@@ -117,6 +119,8 @@ class EngineHealth:
     """Share of the KV pool in use, 0 to 1."""
     restarts: int = 0
     pid: int | None = None
+    slots: int = 0
+    out_of_memory: bool = False
 
 
 class Engine(Protocol):

@@ -1,0 +1,127 @@
+"""Text to token ids and back in the server's own process.
+
+The engine's process holds the GIL while it computes, so it cannot be asked how long a prompt is; and the
+`tokenizers` library encodes ten times faster than the OpenVINO tokenizer model does (0.13 ms against 1.4 ms
+for 20 sentences, 2 cores of a Zen 4, 2026-11-23).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as FastTokenizer
+
+from model_server.engine import Message
+from model_server.errors import InvalidRequestError, ModelLoadError
+
+REPLACEMENT = "\ufffd"
+"""What a decoder writes for bytes that do not form a character (yet)."""
+
+
+class Tokenizer:
+    """A ``tokenizer.json`` and the chat template beside it."""
+
+    def __init__(self, fast: FastTokenizer, chat_template: str | None) -> None:
+        self._fast = fast
+        self._template = None if chat_template is None else _environment().from_string(chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens left out."""
+        text: str = self._fast.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: Sequence[Message]) -> str:
+        """The prompt for an answer to ``messages``: the model's own template, thinking off.
+
+        Raises:
+            InvalidRequestError: The model has no template, or its template refuses these turns.
+        """
+        if self._template is None:
+            raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return self._template.render(messages=turns, add_generation_prompt=True, enable_thinking=False)
+        except TemplateError as error:
+            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
+
+
+class TextStream:
+    """Turns a growing list of token ids into text, holding back bytes that do not yet end a character.
+
+    Only a window is decoded again for each token: from the last place where the text was whole. One token of
+    context is kept before it, because decoders may treat a first token differently.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = 0
+        self._sent = 0
+
+    def push(self, ids: Sequence[int], *, last: bool = False) -> str:
+        """Text that became certain with ``ids``; with ``last``, whatever is left."""
+        self._ids.extend(ids)
+        before = self._tokenizer.decode(self._ids[self._context : self._sent])
+        text = self._tokenizer.decode(self._ids[self._context :])
+        if not last and text.endswith(REPLACEMENT):
+            # A character of up to four bytes is at most four byte tokens; what stays broken longer is the model's.
+            if len(self._ids) - self._sent < 4:
+                return ""
+        self._context, self._sent = self._sent, len(self._ids)
+        return text[len(before) :]
+
+
+def load(directory: Path) -> Tokenizer:
+    """The tokenizer of a prepared model directory.
+
+    Raises:
+        ModelLoadError: ``tokenizer.json`` is missing or damaged, or the template is not valid Jinja.
+    """
+    path = directory / "tokenizer.json"
+    try:
+        fast = FastTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for a missing and for a damaged file
+        raise ModelLoadError(str(directory), f"tokenizer.json cannot be read: {error}") from error
+    try:
+        return Tokenizer(fast, _read_template(directory))
+    except (TemplateError, ValueError) as error:
+        raise ModelLoadError(str(directory), f"the chat template cannot be read: {error}") from error
+
+
+def _read_template(directory: Path) -> str | None:
+    jinja = directory / "chat_template.jinja"
+    if jinja.exists():
+        return jinja.read_text(encoding="utf-8")
+    settings = directory / "tokenizer_config.json"
+    if settings.exists():
+        template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+        return template if isinstance(template, str) else None
+    return None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as model authors expect it (the set-up of Hugging Face's ``apply_chat_template``), sandboxed."""
+    extensions: list[str | type[Extension]] = ["jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def tojson(value: Any, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now(tz=datetime.UTC).strftime(form)
+    return environment
