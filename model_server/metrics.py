@@ -8,10 +8,9 @@ announced is counted as ``other``, so that no client can make series.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 from prometheus_client import (
@@ -29,6 +28,9 @@ from prometheus_client.registry import Collector
 
 from model_server.engine import Engine, EngineHealth
 from model_server.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 ENDPOINTS = ("inference", "classify", "chat_completions", "completions")
 REJECTED = ("queue_full", "kv_pool", "rate_limit", "draining", "unavailable")
@@ -81,7 +83,7 @@ class Metrics:
     def __init__(self, *, memory_limit_bytes: int | None = None) -> None:
         """Args: memory_limit_bytes: What the deployment may use; a lower cgroup limit wins over it."""
         # The *_created twins of counters and histograms double the scrape and nothing here reads them.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         statuses = {"200", *(str(status) for status in _error_statuses())}
 
@@ -263,7 +265,7 @@ def memory_limit(
     cgroup: Path = Path("/proc/self/cgroup"),
     root: Path = Path("/sys/fs/cgroup"),
 ) -> int:
-    """Bytes at which it is ended: the least of RAM, ``configured_bytes`` and the cgroups it is in (v1 and v2)."""
+    """Bytes at which it is ended: the least of RAM, ``configured_bytes`` and its cgroups (v1 and v2)."""
     limits = [psutil.virtual_memory().total]
     if configured_bytes is not None:
         limits.append(configured_bytes)
