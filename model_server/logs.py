@@ -1,8 +1,8 @@
 """JSON lines: one pipeline for our own events and for the standard library's loggers (uvicorn and others).
 
-Each line has ``timestamp`` (UTC), ``monotonic`` (seconds; orders lines when the clock is set back),
-``level``, ``logger``, ``event``, and what :func:`structlog.contextvars.bind_contextvars` was given for the request
-(``request_id``, ``trace_id``). Texts of clients are not written: :func:`text_fields` gives their lengths.
+Each line has ``timestamp`` (UTC), ``monotonic`` (seconds; orders lines when the clock steps back),
+``level``, ``logger``, ``event``, and what :func:`structlog.contextvars.bind_contextvars` was given for the
+request (``request_id``, ``trace_id``). Texts of clients are not written: :func:`text_fields` gives lengths.
 
 Logging must not harm the service: a line that cannot be written is counted and dropped, and the next one is
 tried again.
@@ -187,7 +187,7 @@ class _Lines(logging.Handler):
             self._on_drop()
             return
         if self._dropped:
-            # Straight to this place: through a logger it would want other handlers' locks while holding its own.
+            # Not through a logger, which would take other handlers' locks while this one's is held.
             note = {
                 "name": __name__,
                 "levelname": "WARNING",
