@@ -11,8 +11,7 @@ import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 import structlog
 
@@ -31,7 +30,6 @@ SETTLED_S = 60.0
 """An engine that lived this long starts the back-off anew."""
 
 Build = Callable[[str, int], Engine]
-Answer = TypeVar("Answer")
 
 log = structlog.get_logger()
 
@@ -208,10 +206,11 @@ class RecoveringEngine:
 
 
 def _backoff_s(attempt: int) -> float:
-    return min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+    wait_s: float = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+    return wait_s
 
 
-async def _as_generator(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+async def _as_generator(chunks: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk, None]:
     """Own the iterator, so that closing this closes that."""
     try:
         async for chunk in chunks:

@@ -53,7 +53,9 @@ class Tokenizer:
         try:
             return self._template.render(messages=turns, add_generation_prompt=True, enable_thinking=False)
         except TemplateError as error:
-            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {error}", "messages"
+            ) from error
 
 
 class TextStream:
@@ -74,10 +76,9 @@ class TextStream:
         self._ids.extend(ids)
         before = self._tokenizer.decode(self._ids[self._context : self._sent])
         text = self._tokenizer.decode(self._ids[self._context :])
-        if not last and text.endswith(REPLACEMENT):
-            # A character of up to four bytes is at most four byte tokens; what stays broken longer is the model's.
-            if len(self._ids) - self._sent < 4:
-                return ""
+        # A character of up to four bytes is at most four byte tokens; what stays broken longer is the model's.
+        if not last and text.endswith(REPLACEMENT) and len(self._ids) - self._sent < 4:
+            return ""
         self._context, self._sent = self._sent, len(self._ids)
         return text[len(before) :]
 
