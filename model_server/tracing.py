@@ -24,6 +24,7 @@ from opentelemetry.trace import (
     StatusCode,
     TraceFlags,
     Tracer,
+    format_span_id,
     format_trace_id,
     get_current_span,
     set_span_in_context,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opentelemetry._logs import Logger
+
+Attribute = str | float | None
 
 REQUEST = "request"
 STAGES = ("receive", "queue", "prefill", "decode", "send")
@@ -55,7 +58,7 @@ def configure(
     """Send spans and log lines to the OTLP/HTTP collector at ``endpoint``; None sends nothing.
 
     Args:
-        endpoint: Base URL, for example ``http://collector:4318``; ``/v1/traces`` and ``/v1/logs`` are appended.
+        endpoint: Base URL, for example ``http://collector:4318``; ``/v1/traces`` and ``/v1/logs`` are added.
             Headers (a token) come from OTEL_EXPORTER_OTLP_HEADERS, more attributes of the service from
             OTEL_RESOURCE_ATTRIBUTES.
         timeout_s: For one export, in a thread of its own; what cannot be sent is dropped.
@@ -81,16 +84,14 @@ def configure(
     spans = TracerProvider(resource=resource, shutdown_on_exit=False)
     spans.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{base}/v1/traces", timeout=timeout_s)))
     lines = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    lines.add_log_record_processor(
-        BatchLogRecordProcessor(OTLPLogExporter(f"{base}/v1/logs", timeout=timeout_s))
-    )
+    lines.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{base}/v1/logs", timeout=timeout_s)))
     _stop[:] = [spans.shutdown, lines.shutdown]
     _tracer = spans.get_tracer("model_server")
     return [_OtlpLogs(lines.get_logger("model_server"))]
 
 
 def shutdown(timeout_s: float = 2) -> None:
-    """Send what is left, for at most ``timeout_s`` seconds: a collector that is away must not hold up an exit."""
+    """Send what is left, for at most ``timeout_s``: a collector that is away must not hold up an exit."""
     global _tracer
     _tracer = None
     threads = [threading.Thread(target=stop, daemon=True) for stop in _stop]
@@ -103,7 +104,7 @@ def shutdown(timeout_s: float = 2) -> None:
 
 
 def from_headers(headers: Mapping[str, str]) -> Span | None:
-    """The caller's span by its ``traceparent`` (lower-case keys); None when there is none, or a broken one."""
+    """The caller's span by its ``traceparent`` (lower-case keys); None without one or with a broken one."""
     if "traceparent" not in headers:
         return None
     span = get_current_span(_W3C.extract(headers, context=_NO_CONTEXT))
@@ -118,14 +119,15 @@ def to_headers(span: Span | None) -> dict[str, str]:
     return headers
 
 
-def trace_id(span: Span | None) -> str | None:
-    """32 hexadecimal digits for the log; None when the request belongs to no trace."""
+def ids(span: Span | None) -> dict[str, str]:
+    """``trace_id`` and ``span_id`` for ``structlog.contextvars.bind_contextvars``; nothing without a trace."""
     if span is None or not span.get_span_context().is_valid:
-        return None
-    return format_trace_id(span.get_span_context().trace_id)
+        return {}
+    context = span.get_span_context()
+    return {"trace_id": format_trace_id(context.trace_id), "span_id": format_span_id(context.span_id)}
 
 
-def start(name: str, parent: Span | None = None, **attributes: str | float | None) -> Span:
+def start(name: str, parent: Span | None = None, **attributes: Attribute) -> Span:
     """A span from now until its ``end()``. Attributes that are None are left out.
 
     Without an endpoint this is ``parent`` itself or a span that does nothing, and ``end()`` does nothing.
@@ -135,9 +137,7 @@ def start(name: str, parent: Span | None = None, **attributes: str | float | Non
     return _span(_tracer, name, parent, attributes, None)
 
 
-def record(
-    name: str, parent: Span | None, began: float, ended: float, **attributes: str | float | None
-) -> None:
+def record(name: str, parent: Span | None, began: float, ended: float, **attributes: Attribute) -> None:
     """A span that is known after the fact: prefill and decode are read off the arrival of tokens.
 
     Args:
@@ -160,7 +160,7 @@ def _span(
     tracer: Tracer,
     name: str,
     parent: Span | None,
-    attributes: Mapping[str, str | float | None],
+    attributes: Mapping[str, Attribute],
     began_ns: int | None,
 ) -> Span:
     entered = parent is None or parent.get_span_context().is_remote
@@ -190,7 +190,7 @@ class _OtlpLogs(logging.Handler):
             self._logger.emit(
                 LogRecord(
                     timestamp=int(record.created * 1e9),
-                    context=_in_trace(fields.pop("trace_id", None)),
+                    context=_context(fields.pop("trace_id", None), fields.pop("span_id", None)),
                     severity_text=record.levelname,
                     severity_number=SeverityNumber(_SEVERITY.get(record.levelno, 9)),
                     body=fields.pop("event", ""),
@@ -205,9 +205,9 @@ class _OtlpLogs(logging.Handler):
 _SEVERITY = {logging.DEBUG: 5, logging.INFO: 9, logging.WARNING: 13, logging.ERROR: 17, logging.CRITICAL: 21}
 
 
-def _in_trace(trace: str | None) -> Context | None:
-    if trace is None:
+def _context(trace: str | None, span: str | None) -> Context | None:
+    if trace is None or span is None:
         return None
-    # The line knows its trace, not its span: 1 stands for "some span of it", as 0 would make it invalid.
-    context = SpanContext(int(trace, 16), 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-    return set_span_in_context(NonRecordingSpan(context), _NO_CONTEXT)
+    flags = TraceFlags(TraceFlags.SAMPLED)
+    ids = SpanContext(int(trace, 16), int(span, 16), is_remote=False, trace_flags=flags)
+    return set_span_in_context(NonRecordingSpan(ids), _NO_CONTEXT)
