@@ -83,21 +83,63 @@ class TextStream:
         return text[len(before) :]
 
 
-def load(directory: Path) -> Tokenizer:
-    """The tokenizer of a prepared model directory.
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 and Qwen3 cut text before byte-pair encoding. Source: pre_tokenizer of Qwen3's tokenizer.json."""
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer of a prepared model directory or of a GGUF file.
 
     Raises:
-        ModelLoadError: ``tokenizer.json`` is missing or damaged, or the template is not valid Jinja.
+        ModelLoadError: It is missing or damaged, or the chat template is not valid Jinja.
     """
-    path = directory / "tokenizer.json"
     try:
-        fast = FastTokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a missing and for a damaged file
-        raise ModelLoadError(str(directory), f"tokenizer.json cannot be read: {error}") from error
+        if path.is_dir():
+            fast, template = FastTokenizer.from_file(str(path / "tokenizer.json")), _read_template(path)
+        else:
+            fast, template = _from_gguf(path)
+    except Exception as error:  # the tokenizers library raises bare Exception for missing and for damaged files
+        raise ModelLoadError(str(path), f"the tokenizer cannot be read: {error}") from error
     try:
-        return Tokenizer(fast, _read_template(directory))
-    except (TemplateError, ValueError) as error:
-        raise ModelLoadError(str(directory), f"the chat template cannot be read: {error}") from error
+        return Tokenizer(fast, template)
+    except TemplateError as error:
+        raise ModelLoadError(str(path), f"the chat template cannot be read: {error}") from error
+
+
+def _from_gguf(path: Path) -> tuple[FastTokenizer, str | None]:
+    """Byte-level BPE from the file's metadata.
+
+    Source: ``tokenizer.ggml.*`` of the GGUF specification; token types 3 and 4 are control and user-defined.
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+    reader = GGUFReader(path)
+
+    def field(name: str) -> Any:
+        found = reader.get_field(name)
+        return None if found is None else found.contents()
+
+    if field("tokenizer.ggml.pre") != "qwen2":
+        raise ValueError(f"only tokenizers of type qwen2 are known, this file's is {field('tokenizer.ggml.pre')!r}")
+    tokens: list[str] = field("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in field("tokenizer.ggml.merges")]
+    fast = FastTokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    fast.normalizer = normalizers.NFC()
+    fast.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    fast.decoder = decoders.ByteLevel()
+    kinds = field("tokenizer.ggml.token_type") or []
+    marked = [(token, kind) for token, kind in zip(tokens, kinds, strict=False) if kind in (3, 4)]
+    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in marked if kind == 3])
+    fast.add_tokens([AddedToken(token, special=False, normalized=False) for token, kind in marked if kind == 4])
+    return fast, field("tokenizer.chat_template")
 
 
 def _read_template(directory: Path) -> str | None:

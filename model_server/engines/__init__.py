@@ -24,16 +24,10 @@ def create(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles) -> R
 
     def build(source: str, slots: int) -> Engine:
         if source not in found:
-            found[source] = resolve_fallback(source, config)
+            found[source] = resolve(source, engine=config.engine)
         return _build(config, plan, found[source], slots)
 
     return RecoveringEngine(build, sources, plan.slots)
-
-
-def resolve_fallback(source: str, config: DeploymentConfig) -> ModelFiles:
-    """``model_fallback``; a hub id carries its commit: ``org/name@commit``."""
-    name, _, revision = source.partition("@")
-    return resolve(name, revision or None, config.engine)
 
 
 def _build(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles, slots: int) -> Engine:

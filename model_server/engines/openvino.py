@@ -124,8 +124,7 @@ class OpenVINOEngine:
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 # The tokenizer is read while the child compiles.
-                directory = self._path if self._path.is_dir() else self._path.parent
-                self._tokenizer = await asyncio.to_thread(tokenizer.load, directory)
+                self._tokenizer = await asyncio.to_thread(tokenizer.load, self._path)
                 loaded = await self._loaded
         except TimeoutError as error:
             await self.close()
