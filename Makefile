@@ -28,7 +28,7 @@ demo: setup  ## two deployments, measured against each other on Chinese complain
 	@$(BIN)/python -m benchmarks.demo calls=$(CALLS)
 
 test: setup  ## the tests; names what it skipped and why
-	@$(BIN)/python -m pytest -q -rs $(PYTEST)
+	@$(BIN)/python -m pytest -q $(PYTEST)
 
 check: setup  ## ruff, mypy, formats
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
