@@ -57,12 +57,12 @@ def configure(
     max_bytes: int = MAX_BYTES,
     keep: int = KEEP_ARCHIVES,
 ) -> None:
-    """Send every log line of this process to ``stream`` and, when given, to files in ``log_dir``.
+    """Send every log line of this process to files in ``log_dir``, or to stdout without one.
 
     Called again it replaces what it set up before.
 
     Args:
-        stream: None is the process's stdout.
+        stream: Written as well as the files, or instead of stdout.
         on_drop: Called for each line that could not be written, for example a counter's ``inc``.
         handlers: More places, such as OTLP; ``handler.format(record)`` gives them the JSON line.
 
@@ -93,9 +93,11 @@ def configure(
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *fields],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _to_json],
     )
-    places: list[logging.Handler] = [_StreamLines(stream or sys.stdout, on_drop)]
+    places: list[logging.Handler] = []
     if log_dir is not None:
         places.append(_FileLines(log_dir, on_drop, max_bytes=max_bytes, keep=keep))
+    if stream is not None or log_dir is None:
+        places.append(_StreamLines(stream or sys.stdout, on_drop))
     places += handlers
 
     root = logging.getLogger()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
@@ -26,6 +25,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_server import cgroup
 from model_server.engine import Engine, EngineHealth
 from model_server.errors import RequestError
 
@@ -57,9 +57,7 @@ class _KnownLabels:
 
     def labels(self, *values: Any, **named: Any) -> Self:
         named |= dict(zip(self._labelnames, values, strict=False))  # type: ignore[attr-defined]
-        bounded = {
-            label: str(value) if str(value) in self.known[label] else OTHER for label, value in named.items()
-        }
+        bounded = {label: str(value) if str(value) in self.known[label] else OTHER for label, value in named.items()}
         return super().labels(**bounded)  # type: ignore[misc, no-any-return]
 
     def expect(self, **known: Iterable[str]) -> Self:
@@ -199,13 +197,9 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         health = EngineHealth("starting") if self.engine is None else self.engine.health()
-        yield _gauge(
-            "qwen3_engine_up", "1 while the engine answers and makes progress.", health.state == "ready"
-        )
+        yield _gauge("qwen3_engine_up", "1 while the engine answers and makes progress.", health.state == "ready")
         yield _gauge("qwen3_batch_size", "Requests that the engine computes together.", health.running)
-        yield _gauge(
-            "qwen3_engine_waiting", "Requests handed to the engine that wait for its batch.", health.waiting
-        )
+        yield _gauge("qwen3_engine_waiting", "Requests handed to the engine that wait for its batch.", health.waiting)
         yield _gauge("qwen3_cache_usage_ratio", "Share of the KV pool in use, 0 to 1.", health.cache_use)
         yield _gauge(
             "qwen3_engine_since_progress_seconds",
@@ -260,34 +254,10 @@ class _EngineCollector(Collector):
         return resident, cpu
 
 
-def memory_limit(
-    configured_bytes: int | None,
-    cgroup: Path = Path("/proc/self/cgroup"),
-    root: Path = Path("/sys/fs/cgroup"),
-) -> int:
-    """Bytes at which it is ended: the least of RAM, ``configured_bytes`` and its cgroups (v1 and v2)."""
-    limits = [psutil.virtual_memory().total]
-    if configured_bytes is not None:
-        limits.append(configured_bytes)
-    # In a container the mount is the container's own root, while v1 names the host's path: the root is
-    # tried as well. Under systemd (MemoryMax) only the path finds it. A missing file is another version's.
-    files = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
-    try:
-        entries = [line.split(":", 2) for line in cgroup.read_text().splitlines()]
-    except OSError:  # not Linux
-        entries = []
-    for _, controllers, path in entries:
-        for group in (Path(path), *Path(path).parents):
-            if not controllers:
-                files.append(root / group.relative_to("/") / "memory.max")
-            elif "memory" in controllers.split(","):
-                files.append(root / "memory" / group.relative_to("/") / "memory.limit_in_bytes")
-    for file in files:
-        try:
-            limits.append(int(file.read_text()))
-        except (OSError, ValueError):  # "max": no limit
-            continue
-    return min(limits)
+def memory_limit(configured_bytes: int | None) -> int:
+    """Bytes at which it is ended: the least of RAM, the cgroup's limit and ``configured_bytes``."""
+    limits = (psutil.virtual_memory().total, cgroup.locate().memory_limit_bytes(), configured_bytes)
+    return min(limit for limit in limits if limit is not None)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -1,0 +1,103 @@
+"""Prometheus rules from ``alerts.yml``: a recording rule for each signal, an alert on it, and its absence.
+
+    python -m monitoring.render [ENVIRONMENT.yml] [out=FILE] [runbook=URL] [key=value ...]
+
+Without ENVIRONMENT the thresholds of alerts.yml hold; with one, its ``alerts:`` override them, and further
+words override the environment (``alerts.low_qps=1``). ``runbook=`` is where RUNBOOK.md can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from model_server import deployment
+from model_server.errors import ConfigurationError
+from monitoring import alerts
+from runconfig import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+RUNBOOK = "monitoring/RUNBOOK.md"
+
+# Prometheus template functions that write a base unit for people.
+_FOR_PEOPLE = {"ms": "humanizeDuration", "percent": "humanizePercentage"}
+
+
+def rules(rows: Mapping[str, alerts.Alert], runbook: str = RUNBOOK) -> dict[str, Any]:
+    """The content of a Prometheus rule file."""
+    alerting: list[dict[str, Any]] = []
+    for name, row in rows.items():
+        link = {"runbook_url": f"{runbook}#{row.runbook}"}
+        value = f"{{{{ $value | {_FOR_PEOPLE.get(row.unit, 'humanize')} }}}}"
+        alerting.append(
+            {
+                "alert": name,
+                "expr": f"{row.record} {row.compare} {row.limit:.12g}",
+                "for": row.hold,
+                "labels": {"severity": row.severity},
+                "annotations": {
+                    "summary": row.summary.en,
+                    "summary_zh": row.summary.zh,
+                    "description": f"{value}; fires {row.compare} {row.threshold:g} {row.unit} for {row.hold}",
+                    **link,
+                },
+            }
+        )
+        if row.absent is not None:
+            alerting.append(
+                {
+                    "alert": f"{name}_absent",
+                    "expr": f"absent({row.absent})",
+                    "for": "5m",
+                    "labels": {"severity": row.severity},
+                    "annotations": {
+                        "summary": f"No server reports {row.absent}: {name} cannot be judged",
+                        "summary_zh": f"没有服务上报 {row.absent}:无法判断 {name}",
+                        **link,
+                    },
+                }
+            )
+    signals = [{"record": row.record, "expr": row.expr} for row in rows.values()]
+    return {"groups": [{"name": "qwen3_signals", "rules": signals}, {"name": "qwen3_alerts", "rules": alerting}]}
+
+
+def render(rows: Mapping[str, alerts.Alert], runbook: str = RUNBOOK) -> str:
+    """The rule file as YAML."""
+    head = "# Made by python -m monitoring.render from monitoring/alerts.yml; changes belong there.\n"
+    return head + yaml.safe_dump(rules(rows, runbook), allow_unicode=True, sort_keys=False, width=110)
+
+
+def main(words: Sequence[str]) -> int:
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
+    options = dict(word.split("=", 1) for word in words if word.startswith(("out=", "runbook=")))
+    environments = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word and word.split("=")[0] not in options]
+    if len(environments) > 1 or (overrides and not environments):
+        print(f"one environment file is needed, got {environments}; see --help", file=sys.stderr)
+        return 2
+    try:
+        thresholds = deployment.load(environments[0], overrides).alerts if environments else {}
+        rows = alerts.load(thresholds)
+        text = render(rows, options.get("runbook", RUNBOOK))
+        if "out" in options:
+            Path(options["out"]).write_text(text, encoding="utf-8")
+    except (ConfigError, ConfigurationError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if "out" in options:
+        print(json.dumps({"out": options["out"], "alerts": list(rows)}))
+    else:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
