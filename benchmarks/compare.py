@@ -1,0 +1,161 @@
+"""``compare``: two servers, interleaved runs, one verdict.
+
+Order A B, B A, A B, ...: what drifts in the machine meets both sides alike. (By simulation, a 5 % drift makes
+AAAA BBBB call two equal servers different in half of all comparisons, the interleaved order in 3 to 5 %.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.config import Scenario
+from benchmarks.errors import UsageError
+from benchmarks.progress import Display
+from benchmarks.quality import answers, judge
+from benchmarks.records import Arm
+from benchmarks.report import write_report
+from benchmarks.sampler import server_use
+from benchmarks.session import Session, Side, interrupted
+from benchmarks.stats import PairedComparison, compare_pairs
+from benchmarks.summary import metric_of_run, summarise
+from benchmarks.verdict import EXIT_CODES, Finding, decide, judge_errors, judge_quality, judge_speed
+
+ARMS: tuple[Arm, Arm] = ("a", "b")
+
+
+def compare(scenario: Scenario, display: Display, sides: dict[Arm, Side] | None = None) -> tuple[int, dict[str, Any]]:
+    """Compare ``scenario.a`` with the candidate ``scenario.b``; write the results folder.
+
+    Args:
+        sides: Used instead of the scenario's URLs, by callers that know more about the servers.
+
+    Returns:
+        The exit code and the summary.
+
+    Raises:
+        BenchmarkError: Nothing could be measured.
+    """
+    stopped = False
+    with Session(scenario, "compare", sides or _sides(scenario), display) as session:
+        display.expect(2 * scenario.pairs + 2 * (scenario.cover_calls or scenario.warmup_s > 0))
+        try:
+            session.warm_up()
+            for pair, arm in interleaved(scenario.pairs):
+                display.begin(f"pair {pair + 1} of {scenario.pairs}, {arm.upper()}")
+                session.send(arm, pair, "measure")
+                display.end()
+                time.sleep(scenario.pause_s)
+            session.complete = True
+        except KeyboardInterrupt:
+            stopped = True
+    summary = evaluate(scenario, session.records(), session.samples(), session.runs, complete=session.complete)
+    summary |= {"name": scenario.name, "folder": str(session.folder), "report": str(session.folder / "report.html")}
+    session.keep(summary)
+    write_report(session.folder, scenario.lang)
+    if stopped:
+        raise interrupted(session.folder)
+    return int(summary["exit_code"]), summary
+
+
+def interleaved(pairs: int) -> Iterator[tuple[int, Arm]]:
+    """A B, B A, A B, ... with the number of the pair."""
+    for pair in range(pairs):
+        for arm in ARMS if pair % 2 == 0 else reversed(ARMS):
+            yield pair, arm
+
+
+def evaluate(
+    scenario: Scenario,
+    records: pd.DataFrame,
+    samples: pd.DataFrame,
+    runs: list[dict[str, Any]],
+    *,
+    complete: bool,
+) -> dict[str, Any]:
+    """The verdict and what it rests on, from records and what the generator said about each run."""
+    rules = scenario.verdict
+    measured = records[records["phase"] == "measure"]
+    table = _runs(measured, runs, scenario)
+    comparison = _compare(table, scenario)
+    by_arm = {arm: measured[measured["arm"] == arm] for arm in ARMS}
+    said = {arm: answers(records[records["arm"] == arm]) for arm in ARMS}
+    quality = judge(said["a"], said["b"], rules.alpha)
+    findings = [
+        *_validity(runs),
+        *([] if complete else [Finding("completeness", "NO VERDICT", "incomplete", {"pairs": len(table) // 2})]),
+        judge_speed(comparison, rules),
+        *(judge_errors(arm, int((~rows["ok"]).sum()), len(rows), rules) for arm, rows in by_arm.items()),
+        # Sampled texts differ by chance.
+        *(judge_quality(quality, rules) if scenario.dialect == "classify" or scenario.temperature == 0 else []),
+    ]
+    verdict = decide(findings)
+    users = {
+        arm: scenario.users or max((run["peak_in_flight"] for run in runs if run["arm"] == arm), default=0)
+        for arm in ARMS
+    }
+    return {
+        "kind": "compare",
+        "verdict": verdict,
+        "exit_code": EXIT_CODES[verdict],
+        "findings": [asdict(finding) for finding in findings],
+        "primary": rules.primary,
+        "comparison": None if comparison is None else asdict(comparison),
+        "a": summarise(by_arm["a"], users["a"]) | server_use(samples, "server_a", _of(table, "a")),
+        "b": summarise(by_arm["b"], users["b"]) | server_use(samples, "server_b", _of(table, "b")),
+        "quality": quality,
+        "runs": table,
+    }
+
+
+def _of(table: list[dict[str, Any]], arm: Arm) -> list[dict[str, Any]]:
+    return [row for row in table if row["arm"] == arm]
+
+
+def _sides(scenario: Scenario) -> dict[Arm, Side]:
+    if scenario.a is None or scenario.b is None:
+        raise UsageError("compare needs two servers: a=http://127.0.0.1:8001 b=http://127.0.0.1:8002")
+    return {"a": Side(scenario.a, "A", scenario.a_pid), "b": Side(scenario.b, "B", scenario.b_pid)}
+
+
+def _runs(measured: pd.DataFrame, runs: list[dict[str, Any]], scenario: Scenario) -> list[dict[str, Any]]:
+    """One row per measured run, in the order they were done."""
+    table = []
+    for run in runs:
+        if run["phase"] != "measure":
+            continue
+        records = measured[measured["run"] == run["run"]]
+        row = {key: run[key] for key in ("run", "arm", "pair", "started_s", "ended_s", "requests", "failed")}
+        row |= {key: run[key] for key in ("client_cpu_share", "loop_lag_p50_s", "peak_in_flight")}
+        row |= {name: metric_of_run(records, name) for name in ("qps", "latency_avg", "latency_p50")}
+        table.append(row | {"primary": metric_of_run(records, scenario.verdict.primary)})
+    return table
+
+
+def _compare(table: list[dict[str, Any]], scenario: Scenario) -> PairedComparison | None:
+    """Over the pairs that both sides ran; None with fewer than two, or when a run could not state the metric:
+    leaving such pairs out would choose among the runs.
+    """
+    if any(row["primary"] is None for row in table):
+        return None
+    found: dict[int, dict[str, float]] = {}
+    for row in table:
+        found.setdefault(row["pair"], {})[row["arm"]] = row["primary"]
+    whole = [values for _, values in sorted(found.items()) if len(values) == 2]
+    if len(whole) < 2:
+        return None
+    return compare_pairs(
+        [values["a"] for values in whole], [values["b"] for values in whole], scenario.verdict.alpha, scenario.seed
+    )
+
+
+def _validity(runs: list[dict[str, Any]]) -> list[Finding]:
+    return [
+        Finding("validity", "INVALID", "ill_health", {"run": run["run"], "reason": reason})
+        for run in runs
+        for reason in run["ill_health"]
+    ]

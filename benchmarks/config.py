@@ -1,0 +1,138 @@
+"""One scenario: what is sent, how it arrives, and what decides.
+
+The same file serves ``run`` (one ``url``) and ``compare`` (``a`` and ``b``). Everything can be overridden on
+the command line: ``users=16``, ``verdict.primary=latency_p50``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from runconfig import RunConfig
+
+Dialect = Literal["classify", "inference", "chat", "chat_stream"]
+Language = Literal["en", "zh"]
+Metric = Literal[
+    "qps",
+    "tokens_per_s",
+    "latency_avg",
+    "latency_p50",
+    "latency_p95",
+    "latency_p99",
+    "ttft_p50",
+    "ttft_p95",
+    "tpot_p50",
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class VerdictRules(RunConfig):
+    """When a candidate passes. Every rule has three answers: kept, broken, or not enough evidence."""
+
+    primary: Metric = "qps"
+    """The one metric that is tested; named before the run, because the best of several is always better."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """How much worse than A the candidate may be and still pass (non-inferiority), as a share."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """1 - confidence of every interval."""
+    max_accuracy_drop: Share = 0.03
+    """Largest loss of accuracy on labelled calls, as a share of the calls."""
+    min_agreement: Share = 0.9
+    """Smallest share of calls that both must answer alike; decides where there are no labels."""
+    max_error_rate: Share = 0.01
+    """Largest share of failed requests, for either side."""
+
+
+class Objective(RunConfig):
+    """What ``run`` must reach to end with 0; null is not checked."""
+
+    min_qps: float | None = None
+    max_avg_latency_ms: float | None = None
+    max_p95_latency_ms: float | None = None
+    max_error_rate: Share | None = None
+
+
+class ClientLimits(RunConfig):
+    """Past these the load generator measured itself, and the run is INVALID."""
+
+    cpu_share: Share = 0.9
+    """CPU seconds per second of the generator, which is one thread."""
+    loop_lag_p50_ms: Annotated[float, Field(gt=0)] = 5.0
+    """Median delay of a timer in its event loop, milliseconds."""
+    dispatch_lateness_p99_ms: Annotated[float, Field(gt=0)] = 50.0
+    """Between the scheduled and the real moment of sending, at a constant rate, milliseconds."""
+
+
+class Scenario(RunConfig):
+    """What is sent to which URL, how fast, for how long."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "benchmark"
+    """Names the results folder."""
+    dialect: Dialect = "classify"
+    """classify: POST /api/v1/classify; inference: /api/v1/inference; chat and chat_stream: /v1/chat/completions."""
+    url: str | None = None
+    """``run``: where the server is, for example http://127.0.0.1:8000."""
+    a: str | None = None
+    """``compare``: what runs now."""
+    b: str | None = None
+    """``compare``: the candidate."""
+    pid: int | None = None
+    """Process id of the server at ``url``; its CPU and memory are sampled with its children's. Also ``a_pid``, ``b_pid``."""
+    a_pid: int | None = None
+    b_pid: int | None = None
+    model: str | None = None
+    """Name of the model in OpenAI requests; null asks GET /v1/models for the first."""
+    calls: Path | None = None
+    """JSONL with one {"input_text": ..., "complaint_category": optional} per line."""
+    max_calls: Annotated[int, Field(gt=0)] | None = None
+    """At most so many calls of the file, a sample drawn by ``seed``; null sends all."""
+    texts: tuple[str, ...] = ()
+    """Prompts written here instead of in a file."""
+    max_tokens: Annotated[int, Field(gt=0)] = 128
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    api_key_env: str | None = None
+    """Environment variable that holds the API key; the key itself is never written down."""
+    users: Annotated[int, Field(gt=0)] | None = None
+    """Closed loop: so many users, each sending its next request when the last one ended."""
+    rate_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Open loop: requests per second on a fixed schedule, however slow the server is."""
+    duration_s: Annotated[float, Field(gt=0)] | None = None
+    """A run ends after so many seconds ..."""
+    requests: Annotated[int, Field(gt=0)] | None = None
+    """... or so many requests, whichever is first."""
+    warmup_s: Annotated[float, Field(ge=0)] = 0.0
+    """Load before the first measured run, of at most so many seconds; recorded as warm-up."""
+    cover_calls: bool = False
+    """The warm-up is every call once, however long that takes, so that quality is judged on all of them."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """A request that takes longer is an error."""
+    pairs: Annotated[int, Field(ge=2, le=200)] = 8
+    """``compare``: runs on each side, in the order A B, B A, A B, ..."""
+    pause_s: Annotated[float, Field(ge=0)] = 0.2
+    """Idle time between two runs."""
+    seed: int = 0
+    """Decides the order of the calls; the two runs of a pair send the same calls in the same order."""
+    sample_interval_s: Annotated[float, Field(ge=0.05)] = 0.5
+    """How often CPU and memory are read."""
+    verdict: VerdictRules = VerdictRules()
+    objective: Objective = Objective()
+    client_limits: ClientLimits = ClientLimits()
+    out: Path | None = None
+    """Results folder; null makes runs/NAME-TIME."""
+    lang: Language = "en"
+    """Language of the report."""
+
+    @model_validator(mode="after")
+    def _one_arrival_and_an_end(self) -> Scenario:
+        if (self.users is None) == (self.rate_per_s is None):
+            raise ValueError(
+                "set exactly one of users (closed loop) and rate_per_s (constant rate); the other must be null"
+            )
+        if self.duration_s is None and self.requests is None:
+            raise ValueError("set duration_s, requests, or both: a run must end")
+        if (self.calls is None) == (not self.texts):
+            raise ValueError("set exactly one of calls (a JSONL file) and texts (a list of prompts)")
+        return self

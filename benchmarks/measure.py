@@ -1,0 +1,83 @@
+"""``run``: one server under one load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.config import Objective, Scenario
+from benchmarks.errors import FAIL, INVALID, NO_VERDICT, PASS, UsageError
+from benchmarks.progress import Display
+from benchmarks.report import write_report
+from benchmarks.sampler import server_use
+from benchmarks.session import Session, Side, interrupted
+from benchmarks.summary import summarise
+from benchmarks.verdict import Answer
+
+
+def run(scenario: Scenario, display: Display) -> tuple[int, dict[str, Any]]:
+    """Measure ``scenario.url``; write the results folder; return the exit code and the summary.
+
+    Raises:
+        BenchmarkError: Nothing could be measured.
+    """
+    if scenario.url is None:
+        raise UsageError("run needs a server: url=http://127.0.0.1:8000")
+    side = Side(url=scenario.url, name=scenario.name, pid=scenario.pid)
+    stopped = False
+    with Session(scenario, "run", {"a": side}, display) as session:
+        display.expect(2)
+        try:
+            session.warm_up()
+            display.begin(f"{scenario.dialect} on {scenario.url}")
+            session.send("a", 0, "measure")
+            display.end()
+            session.complete = True
+        except KeyboardInterrupt:
+            stopped = True
+    records = session.records()
+    measured = records[records["phase"] == "measure"]
+    runs = [found for found in session.runs if found["phase"] == "measure"]
+    users = scenario.users or max((found["peak_in_flight"] for found in runs), default=0)
+    reasons = [reason for found in runs for reason in found["ill_health"]]
+    summary = summarise(measured, users) | server_use(session.samples(), "server_a", runs)
+    if not summary["successful_requests"]:
+        reasons.append(
+            f"none of {summary['total_requests']} requests succeeded: {summary['errors'] or 'none was sent'}"
+        )
+    missed = missed_objectives(scenario.objective, summary)
+    verdict: Answer = "INVALID" if reasons else "NO VERDICT" if stopped else "FAIL" if missed else "PASS"
+    code = INVALID if reasons else NO_VERDICT if stopped else FAIL if missed else PASS
+    summary |= {
+        "kind": "run",
+        "name": scenario.name,
+        "verdict": verdict,
+        "exit_code": code,
+        "reasons": reasons + missed,
+        "folder": str(session.folder),
+        "report": str(session.folder / "report.html"),
+    }
+    session.keep(summary)
+    write_report(session.folder, scenario.lang)
+    if stopped:
+        raise interrupted(session.folder)
+    return code, summary
+
+
+def missed_objectives(objective: Objective, summary: dict[str, Any]) -> list[str]:
+    """What the objective asked for and the run did not reach; a figure that could not be stated was not reached."""
+    checks = (
+        ("qps", objective.min_qps, True),
+        ("avg_latency_ms", objective.max_avg_latency_ms, False),
+        ("p95_latency_ms", objective.max_p95_latency_ms, False),
+        ("error_rate", objective.max_error_rate, False),
+    )
+    found = []
+    for name, limit, at_least in checks:
+        if limit is None:
+            continue
+        value = summary[name]
+        if value is None:
+            found.append(f"{name} could not be stated from {summary['successful_requests']} requests")
+        elif value < limit if at_least else value > limit:
+            found.append(f"{name} is {value:.4g}, asked was {'at least' if at_least else 'at most'} {limit:g}")
+    return found

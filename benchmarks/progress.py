@@ -1,0 +1,59 @@
+"""What a person sees on stderr while a benchmark runs."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Display:
+    """A live bar on a terminal; one line per finished step in a log."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        console = Console(stderr=True, quiet=quiet)
+        self._lines = not console.is_terminal and not quiet
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[live]}"),
+            console=console,
+            disable=not console.is_terminal or quiet,
+        )
+        self._task = self._bar.add_task("starting", total=None, live="")
+        self._step = ""
+        self._live = ""
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def expect(self, steps: int) -> None:
+        """So many steps are ahead."""
+        self._bar.update(self._task, total=steps, completed=0)
+
+    def begin(self, step: str) -> None:
+        self._step, self._live = step, ""
+        self._bar.update(self._task, description=step, live="")
+
+    def tick(self, requests: int, failed: int) -> None:
+        """So many requests ended in this step, so many of them failed."""
+        self._live = f"{requests} requests" + (f", {failed} failed" if failed else "")
+        self._bar.update(self._task, live=self._live)
+
+    def end(self, result: str = "") -> None:
+        self._bar.advance(self._task)
+        if self._lines:
+            said = result or self._live
+            sys.stderr.write(f"{self._step}{': ' if said else ''}{said}\n")

@@ -1,0 +1,80 @@
+"""One record per request, from the moment it was due to its last token; every table comes from these.
+
+Times end in ``_s``: seconds since the start of the benchmark on one monotonic clock (``time.perf_counter``, which
+all processes of a machine share), so that records, system samples and runs lie on one axis.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+Arm = Literal["a", "b"]
+Phase = Literal["probe", "warmup", "measure"]
+ErrorClass = Literal[
+    "connect",  # no connection
+    "reset",  # the connection broke before or in the answer
+    "timeout",  # longer than timeout_s
+    "http_status",  # an answer that is not 200; see status
+    "error_event",  # an error inside a stream that began with 200
+    "truncated",  # a stream that ended without [DONE], or a body shorter than announced
+    "malformed",  # not what the dialect promises: HTML, broken JSON, a missing field
+]
+
+
+@dataclass(slots=True)
+class Record:
+    """What one request met. None means unknown or not applicable, never 0."""
+
+    run: int
+    """Number of the run within the benchmark, from 0."""
+    arm: Arm
+    pair: int
+    phase: Phase
+    number: int
+    """Position within the run, from 0."""
+    user: int
+    call: str
+    scheduled_s: float
+    """When it was due; in a closed loop, when its user was free."""
+    sent_s: float = 0.0
+    """Before the first byte was written; a connection that had to be opened counts as waiting."""
+    first_byte_s: float | None = None
+    """The response's headers were read."""
+    first_token_s: float | None = None
+    """First text of any kind, reasoning included; an empty delta that only names the role is none."""
+    first_content_s: float | None = None
+    """First text of the answer itself."""
+    last_token_s: float | None = None
+    end_s: float = 0.0
+    """The answer was complete: ``[DONE]`` or the end of the body."""
+    wall_start: float = 0.0
+    """Unix time when it was sent."""
+    status: int | None = None
+    error: ErrorClass | None = None
+    error_detail: str | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    tokens_first_event: int | None = None
+    """Known only where the server counts per event."""
+    events: int = 0
+    """Events that carried text."""
+    bytes: int = 0
+    finish_reason: str | None = None
+    category: str | None = None
+    confidence: float | None = None
+    needs_review: bool | None = None
+    label: str | None = None
+    """The category a person gave the call."""
+    output_sha256: str | None = None
+    """Of the text, so that answers can be compared and are not kept."""
+    output_characters: int | None = None
+    event_times_s: list[float] = field(default_factory=list)
+    """When each event with text arrived."""
+
+    def to_json(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in COLUMNS}, ensure_ascii=False)
+
+
+COLUMNS = tuple(item.name for item in fields(Record))
