@@ -287,8 +287,11 @@ class _FileLines(_Lines):
         archive = self._directory / f"server-{self._day}-{_number(self._archives()[-1:]) + 1:06d}.jsonl"
         try:
             os.link(self._path, archive)  # unlike rename, it refuses to overwrite
+            if archive.stat().st_nlink > 2:  # another server in this directory archives the same file
+                archive.unlink()
+                return
             self._path.unlink()
-        except FileExistsError:  # another server in this directory was faster: next line
+        except (FileExistsError, FileNotFoundError):  # it was faster; the next line sees what came of it
             return
         except OSError:  # a file system without hard links, or a full one
             self._path.rename(archive)

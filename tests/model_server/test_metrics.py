@@ -52,9 +52,7 @@ def test_the_four_original_names_are_there_before_the_first_request():
 
 
 def test_a_first_failure_raises_a_counter_that_was_scraped_before():
-    """
-    A series that appears with its first increment has no rate: the first error would go unseen.
-    """
+    """A series that appears with its first increment has no rate: the first error would go unseen."""
     metrics = Metrics()
     before = scrape(metrics)
 
@@ -96,9 +94,7 @@ def test_labels_may_be_given_in_order_too():
 
 
 def test_one_second_and_one_minute_are_edges_of_the_latency_histogram():
-    """
-    The latency alert's threshold and the default time limit of a request.
-    """
+    """The latency alert's threshold and the default time limit of a request."""
     metrics = Metrics()
     for seconds in (0.7, 1.0, 1.3, 59.0, 61.0):
         metrics.inference_duration_seconds.labels(endpoint="inference").observe(seconds)
@@ -135,9 +131,7 @@ def test_a_second_engine_takes_the_place_of_the_first():
 
 
 def test_memory_is_that_of_the_server_and_of_the_engine_process():
-    """
-    A child that holds 64 MiB stands for the engine; the expected figures come from the kernel.
-    """
+    """A child that holds 64 MiB stands for the engine; the expected figures come from the kernel."""
     code = "block = bytearray(64 << 20); block[::4096] = b'x' * len(block[::4096]); print('held'); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
