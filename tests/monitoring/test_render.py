@@ -1,0 +1,306 @@
+"""Rules are judged by Prometheus' own promtool: it parses them, and runs them over invented series.
+
+Each alert is shown to fire, to stay silent and to resolve. Inputs and times are written from R11's rows
+("average > 1000 ms"), not from the expressions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from monitoring import alerts, render
+
+OK, BAD = (
+    'qwen3_inference_requests_total{job="a",instance="a:1",status="200"}',
+    ('qwen3_inference_requests_total{job="a",instance="a:1",status="503"}'),
+)
+SUM = 'qwen3_inference_duration_seconds_sum{job="a",instance="a:1",endpoint="inference"}'
+COUNT = 'qwen3_inference_duration_seconds_count{job="a",instance="a:1",endpoint="inference"}'
+USED = 'qwen3_model_memory_usage_bytes{job="a",instance="a:1"}'
+LIMIT = 'qwen3_memory_limit_bytes{job="a",instance="a:1"}'
+STARTED = 'qwen3_start_time_seconds{job="a",instance="a:1"}'
+ENGINE = 'qwen3_engine_restarts_total{job="a",instance="a:1"}'
+
+promtool = pytest.mark.promtool
+
+
+def fires(tmp_path, name, series, minutes, rows=None, interval="1m"):
+    """Which of ``minutes`` find the alert firing, according to promtool."""
+    tool = shutil.which("promtool")
+    rules = tmp_path / "rules.yml"
+    rules.write_text(render.render(alerts.load() if rows is None else rows), encoding="utf-8")
+    firing = []
+    for minute in minutes:
+        # ALERTS is what Alertmanager and dashboards see. A minute at which it exists fires.
+        test = tmp_path / f"test-{minute}.yml"
+        query = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
+        test.write_text(
+            yaml.safe_dump(
+                {
+                    "rule_files": [str(rules)],
+                    "evaluation_interval": "1m",
+                    "tests": [
+                        {
+                            "interval": interval,
+                            "input_series": [{"series": key, "values": text} for key, text in series.items()],
+                            "promql_expr_test": [
+                                {
+                                    "expr": query,
+                                    "eval_time": f"{minute}m",
+                                    "exp_samples": [{"labels": "{}", "value": 1}],
+                                }
+                            ],
+                        }
+                    ],
+                }
+            ),
+            encoding="utf-8",
+        )
+        done = subprocess.run([tool, "test", "rules", test], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or "got: nil" in done.stdout + done.stderr, done.stdout + done.stderr
+        if done.returncode == 0:
+            firing.append(minute)
+    return firing
+
+
+@promtool
+def test_promtool_accepts_the_rules(tmp_path):
+    rules = tmp_path / "rules.yml"
+    rules.write_text(render.render(alerts.load()), encoding="utf-8")
+    done = subprocess.run(
+        [shutil.which("promtool"), "check", "rules", rules], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "12 rules found" in done.stdout  # 5 signals, 5 alerts, 2 absences
+
+
+@promtool
+def test_high_latency_fires_above_a_second_on_average_and_resolves(tmp_path):
+    """One request a second; each takes 0.9 s for 20 minutes, then 1.2 s for 20, then 0.9 s again."""
+    series = {SUM: "0+54x20 1152+72x20 2574+54x20", COUNT: "0+60x62"}
+
+    assert fires(tmp_path, "high_latency", series, [15, 20, 24, 32, 40, 50, 60]) == [32, 40]
+
+
+@promtool
+def test_high_latency_is_silent_when_nothing_is_asked(tmp_path):
+    assert fires(tmp_path, "high_latency", {SUM: "500x40", COUNT: "100x40"}, [10, 20, 30]) == []
+
+
+@promtool
+def test_low_qps_fires_under_ten_a_second_and_resolves(tmp_path):
+    """12 a second for 20 minutes, 8 for 25, 12 again; also a server that nobody asks anything fires."""
+    series = {OK: "0+720x20 14880+480x24 26640+720x25"}
+
+    assert fires(tmp_path, "low_qps", series, [12, 20, 25, 37, 44, 55, 65]) == [37, 44]
+    assert fires(tmp_path, "low_qps", {OK: "0x40"}, [8, 20]) == [20]
+
+
+@promtool
+def test_low_qps_is_silent_on_an_idle_laptop_that_says_so(tmp_path):
+    rows = alerts.load({"low_qps": 0})
+
+    assert fires(tmp_path, "low_qps", {OK: "0x40"}, [20, 30], rows) == []
+
+
+@promtool
+def test_high_error_rate_fires_above_five_percent_and_resolves(tmp_path):
+    """1000 answers a minute; 40 of them fail, then 60 of them, then 40 again."""
+    series = {OK: "0+960x20 20140+940x20 39900+960x20", BAD: "0+40x20 860+60x20 2100+40x20"}
+
+    assert fires(tmp_path, "high_error_rate", series, [15, 20, 30, 40, 50, 60]) == [30, 40]
+
+
+@promtool
+def test_refusals_and_clients_mistakes_neither_raise_nor_hide_the_error_rate(tmp_path):
+    refused = OK.replace("200", "429")
+    mistaken = OK.replace("200", "400")
+
+    flood = {OK: "0+100x30", refused: "0+9000x30", mistaken: "0+9000x30"}
+    assert fires(tmp_path, "high_error_rate", flood, [20, 30]) == []
+    assert fires(tmp_path, "high_error_rate", {BAD: "0+10x30", **flood}, [20, 30]) == [20, 30]
+
+
+@promtool
+def test_memory_usage_fires_above_four_fifths_of_the_limit_and_resolves(tmp_path):
+    series = {USED: "790x10 810x15 790x15", LIMIT: "1000x42"}
+
+    assert fires(tmp_path, "memory_usage", series, [10, 14, 18, 26, 30, 40]) == [18, 26]
+
+
+@promtool
+def test_pod_restart_fires_with_the_fourth_restart_within_an_hour_and_resolves(tmp_path):
+    """The server starts anew at minutes 11, 21, 31 and 41."""
+    series = {STARTED: "100x10 200x9 300x9 400x9 500x120", ENGINE: "0x160"}
+
+    assert fires(tmp_path, "pod_restart", series, [5, 30, 40, 42, 60, 75, 120]) == [42, 60]
+
+
+@promtool
+@pytest.mark.parametrize("interval", ["15s", "1m"])
+def test_three_restarts_of_the_engine_do_not_become_more_than_three(tmp_path, interval):
+    """increase() extrapolates; unrounded it says 3.01 here."""
+    series = {STARTED: "100x400", ENGINE: "0x8 1x8 2x8 3x300"}
+
+    assert fires(tmp_path, "pod_restart", series, range(10, 60, 7), interval=interval) == []
+    assert fires(tmp_path, "pod_restart", {**series, ENGINE: "0x8 1x8 2x8 3x8 4x300"}, [50], interval=interval) == [50]
+
+
+@promtool
+@pytest.mark.parametrize(("name", "series"), [("high_error_rate", OK), ("pod_restart", STARTED)])
+def test_a_critical_alert_that_has_gone_blind_says_so_and_resolves(tmp_path, name, series):
+    seen = fires(tmp_path, f"{name}_absent", {series: "1x10 _x20 1x20"}, [5, 10, 25, 30, 40])
+
+    assert seen == [25, 30]
+
+
+@promtool
+def test_a_firing_alert_reads_well(tmp_path):
+    """What the person who is called gets, templates filled in by promtool."""
+    rules, test = tmp_path / "rules.yml", tmp_path / "test.yml"
+    rules.write_text(render.render(alerts.load(), runbook="https://runbooks.example/qwen3"), encoding="utf-8")
+    expected = {
+        "memory_usage": (
+            "warning",
+            "81%; fires > 80 percent for 5m",
+            "Memory use is close to the limit",
+            "内存使用率过高",
+        ),
+        "high_latency": (
+            "warning",
+            "1.2s; fires > 1000 ms for 5m",
+            "The average request takes too long",
+            "平均请求延迟过高",
+        ),
+    }
+    test.write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": [str(rules)],
+                "tests": [
+                    {
+                        "interval": "1m",
+                        "input_series": [
+                            {"series": USED, "values": "810x20"},
+                            {"series": LIMIT, "values": "1000x20"},
+                            {"series": SUM, "values": "0+72x20"},
+                            {"series": COUNT, "values": "0+60x20"},
+                        ],
+                        "alert_rule_test": [
+                            {
+                                "eval_time": "20m",
+                                "alertname": name,
+                                "exp_alerts": [
+                                    {
+                                        "exp_labels": {"severity": severity, "job": "a"}
+                                        | ({"instance": "a:1"} if name == "memory_usage" else {}),
+                                        "exp_annotations": {
+                                            "description": description,
+                                            "summary": english,
+                                            "summary_zh": chinese,
+                                            "runbook_url": f"https://runbooks.example/qwen3#{name}",
+                                        },
+                                    }
+                                ],
+                            }
+                            for name, (severity, description, english, chinese) in expected.items()
+                        ],
+                    }
+                ],
+            }
+        ),
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [shutil.which("promtool"), "test", "rules", test], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# The command line ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path):
+    path = tmp_path / "quiet.yml"
+    path.write_text(
+        """
+        model_name: tiny
+        model_version: "1"
+        model_source: models/tiny
+        deployment_type: local
+        engine: openvino
+        resource_limits: {cpu_cores: 2, memory_gb: 4, disk_gb: 5}
+        optimization_settings:
+          {enable_quantization: true, quantization_bits: 8, max_batch_size: 8, max_sequence_length: 1024}
+        alerts: {low_qps: 0.5}
+        """,
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def expressions(text):
+    groups = yaml.safe_load(text)["groups"]
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"] if "alert" in rule}
+
+
+def test_an_environments_thresholds_and_words_of_the_command_line_reach_the_rules(environment, tmp_path, capsys):
+    assert render.main([environment]) == 0
+    assert expressions(capsys.readouterr().out)["low_qps"].endswith(" < 0.5")
+
+    out = tmp_path / "rules.yml"
+    assert render.main([environment, "alerts.low_qps=2", "alerts.high_latency=30000", f"out={out}"]) == 0
+    rendered = expressions(out.read_text(encoding="utf-8"))
+    assert rendered["low_qps"].endswith(" < 2")
+    assert rendered["high_latency"].endswith(" > 30")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["out"] == str(out)
+
+
+def test_without_an_environment_the_designs_thresholds_hold(capsys):
+    assert render.main([]) == 0
+
+    found = expressions(capsys.readouterr().out)
+    assert {name: expr.split(" ", 1)[1] for name, expr in found.items() if not name.endswith("_absent")} == {
+        "high_latency": "> 1",
+        "low_qps": "< 10",
+        "high_error_rate": "> 0.05",
+        "memory_usage": "> 0.8",
+        "pod_restart": "> 3",
+    }
+
+
+def test_rendering_twice_gives_the_same_bytes():
+    assert render.render(alerts.load()) == render.render(alerts.load())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{environment}", "alerts.low_qp=1"], "did you mean 'low_qps'?"),
+        (["{environment}", "alert.low_qps=1"], "unknown key"),
+        (["no/such.yml"], "no/such.yml"),
+        (["one.yml", "two.yml"], "one environment file"),
+        (["alerts.low_qps=1"], "one environment file"),
+        (["out=/no/such/folder/rules.yml"], "/no/such/folder"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_clear_message(environment, capsys, words, message):
+    assert render.main([word.format(environment=environment) for word in words]) == 2
+
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_help_teaches(capsys):
+    assert render.main(["--help"]) == 0
+    assert "out=FILE" in capsys.readouterr().out
