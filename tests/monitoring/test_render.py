@@ -143,13 +143,13 @@ def test_pod_restart_fires_with_the_fourth_restart_within_an_hour_and_resolves(t
 
 
 @promtool
-@pytest.mark.parametrize("interval", ["15s", "1m"])
-def test_three_restarts_of_the_engine_do_not_become_more_than_three(tmp_path, interval):
-    """increase() extrapolates; unrounded it says 3.01 here."""
-    series = {STARTED: "100x400", ENGINE: "0x8 1x8 2x8 3x300"}
+def test_three_restarts_of_the_engine_do_not_become_more_than_three(tmp_path):
+    """increase() over samples every 45 s extrapolates to the full hour: 3.04 at minute 70, unless rounded."""
+    three = {STARTED: "100x120", ENGINE: "1x20 2x20 3x20 4x60"}
+    four = {STARTED: "100x120", ENGINE: "1x20 2x20 3x10 4x10 5x60"}
 
-    assert fires(tmp_path, "pod_restart", series, range(10, 60, 7), interval=interval) == []
-    assert fires(tmp_path, "pod_restart", {**series, ENGINE: "0x8 1x8 2x8 3x8 4x300"}, [50], interval=interval) == [50]
+    assert fires(tmp_path, "pod_restart", three, [50, 60, 70, 80], interval="45s") == []
+    assert fires(tmp_path, "pod_restart", four, [70], interval="45s") == [70]
 
 
 @promtool
