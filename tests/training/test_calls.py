@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from model_server.classification import LABELS, clean_call
+from model_server.masking import mask
+from training import calls
+from training.calls import CallSettings, keyword_category, macro_f1, make_call, make_splits
+
+COUNTS = {"train": 3000, "validation": 300, "test": 1000}
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return make_splits(CallSettings(), COUNTS)
+
+
+def test_the_same_seed_gives_the_same_bytes_in_every_process(tmp_path):
+    """String hashing differs between processes unless it is forbidden: both ways must agree."""
+    sums = []
+    for hash_seed in ("1", "2"):
+        out = tmp_path / f"{hash_seed}.jsonl"
+        subprocess.run(
+            [sys.executable, "-m", "training.calls", f"out={out}", "count=60", "seed=3"],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )
+        sums.append(hashlib.sha256(out.read_bytes()).hexdigest())
+    assert sums[0] == sums[1]
+
+
+def test_another_seed_gives_other_calls():
+    first, second = (make_call(5, CallSettings(seed=seed))[0].input_text for seed in (0, 1))
+    assert first != second
+
+
+def test_the_keyword_baseline_does_not_solve_the_test_calls(splits):
+    """The bar of the project: under 0.70, and clearly better than one in twelve."""
+    truth = [call.complaint_category for call in splits["test"]]
+    predicted = [keyword_category(mask(clean_call(call.input_text))) for call in splits["test"]]
+    assert 0.45 < macro_f1(truth, predicted) < 0.70
+
+
+def test_no_customer_and_no_text_is_in_two_parts(splits):
+    for field in ("customer_id",):
+        parts = [{call.metadata[field] for call in part} for part in splits.values()]
+        assert not parts[0] & parts[1]
+        assert not parts[0] & parts[2]
+        assert not parts[1] & parts[2]
+    texts = [mask(clean_call(call.input_text)) for part in splits.values() for call in part]
+    assert len(set(texts)) == len(texts)
+
+
+def test_customers_call_more_than_once_so_that_grouping_matters(splits):
+    customers = collections.Counter(call.metadata["customer_id"] for call in splits["train"])
+    assert max(customers.values()) > 1
+
+
+def test_wordings_kept_for_the_test_never_appear_in_training(splits):
+    last = {f"{letter}{at}" for letter, texts in calls.MATTERS.items() for at in (len(texts) - 2, len(texts) - 1)}
+    assert not last & {call.metadata["template_id"] for call in splits["train"] + splits["validation"]}
+    assert last & {call.metadata["template_id"] for call in splits["test"]}
+
+
+def test_every_category_and_every_kind_occurs(splits):
+    assert {call.complaint_category for call in splits["train"]} == set(LABELS.values())
+    assert {call.metadata["kind"] for call in splits["test"]} == {"plain", "contrast", "ordinal"}
+
+
+def test_the_gold_span_is_inside_the_call(splits):
+    for call in splits["test"][:200]:
+        start, end = call.metadata["gold_span"]
+        assert 0 <= start < end <= len(call.input_text)
+        assert "\n" not in call.input_text[start:end]
+
+
+def test_all_personal_data_in_the_calls_is_masked(splits):
+    """Left over would be a run of eleven digits or more."""
+    for call in splits["test"]:
+        masked = mask(clean_call(call.input_text))
+        assert call.metadata["personal_data"] == ("<" in masked)
+        longest = max(map(len, "".join(c if c.isdigit() or c in "零幺" else " " for c in masked).split()), default=0)
+        assert longest < 11
+
+
+def test_label_noise_changes_training_labels_only():
+    noisy, clean = CallSettings(label_noise=0.5), CallSettings()
+    changed = collections.Counter()
+    for index in range(400):
+        (before, split), (after, _) = make_call(index, clean), make_call(index, noisy)
+        changed[split] += before.complaint_category != after.complaint_category
+    assert changed["train"] > 50
+    assert changed["validation"] == changed["test"] == 0
+
+
+def test_an_ordinal_call_names_its_open_matter_by_its_place():
+    """Swapping "first" and "second" in a call would swap its label, so both matters must be there."""
+    call = next(
+        call
+        for call, _ in (make_call(i, CallSettings(p_ordinal=1, p_contrast=0)) for i in range(50))
+        if call.metadata["kind"] == "ordinal"
+    )
+    start, end = call.metadata["gold_span"]
+    rest = call.input_text[:start] + call.input_text[end:]
+    assert any(word in rest for word in ("先说的", "前面", "后面", "第一", "第二"))
+
+
+def test_macro_f1_of_a_worked_example():
+    """By hand: F1 of A is 2*2/(2*2+1+0) = 0.8, of B 2*1/(2*1+0+1) = 2/3; the other ten do not occur."""
+    a, b = list(LABELS.values())[:2]
+    assert macro_f1([a, a, b, b], [a, a, a, b]) == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+def test_invented_ids_pass_the_worked_rule_of_the_standard():
+    """ISO 7064 MOD 11-2: the weighted sum of all eighteen characters is 1 modulo 11."""
+    rng = random.Random(0)
+    for _ in range(200):
+        number = calls.fake_id(rng)
+        values = [10 if character == "X" else int(character) for character in number]
+        assert sum(value * 2 ** (17 - place) for place, value in enumerate(values)) % 11 == 1
+
+
+def test_the_file_has_the_fields_of_training_data(tmp_path):
+    assert calls.main([f"out={tmp_path / 'x.jsonl'}", "count=5", "split=test"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 5
+    assert {tuple(row) for row in rows} == {
+        ("conversation_id", "input_text", "complaint_category", "confidence_score", "metadata")
+    }
+
+
+@pytest.mark.parametrize(("words", "told"), [(["count=5"], "out: missing"), (["out=x", "cuont=5"], "'count'")])
+def test_misuse_is_explained(words, told, capsys):
+    assert calls.main(words) == 2
+    assert told in capsys.readouterr().err
