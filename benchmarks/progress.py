@@ -52,8 +52,7 @@ class Display:
         self._live = f"{requests} requests" + (f", {failed} failed" if failed else "")
         self._bar.update(self._task, live=self._live)
 
-    def end(self, result: str = "") -> None:
+    def end(self) -> None:
         self._bar.advance(self._task)
         if self._lines:
-            said = result or self._live
-            sys.stderr.write(f"{self._step}{': ' if said else ''}{said}\n")
+            sys.stderr.write(f"{self._step}{': ' if self._live else ''}{self._live}\n")

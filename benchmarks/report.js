@@ -25,8 +25,8 @@
       figure.layout.margin = { l: 40, r: 10, t: 16, b: 50 };
       figure.layout.font.size = 11;
     }
-    const options = { responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    // Drag zooms and a double click shows all again; the tool bar would cover the legend.
+    const options = { responsive: true, displayModeBar: false };
     return Plotly.newPlot(place, figure.data, figure.layout, options);
   };
   // One by one, so that no single task holds the page.

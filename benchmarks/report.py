@@ -93,7 +93,7 @@ def _comparison(
 ) -> list[str]:
     from benchmarks import plots
 
-    names = {arm: f"{arm.upper()} · {side['name']}" for arm, side in manifest["sides"].items()}
+    names = {arm: _side_name(manifest, arm) for arm in ("a", "b")}
     rules = manifest["scenario"]["verdict"]
     quality = summary["quality"]
     parts = []
@@ -199,7 +199,7 @@ def _settings(manifest: Mapping[str, Any], lang: Language) -> str:
         (f"<code>{html.escape(key)}</code>", html.escape(_setting(left)), html.escape(_setting(right)))
         for key, left, right in different
     ]
-    heads = [say("setting", lang), *(f"{arm.upper()} · {manifest['sides'][arm]['name']}" for arm in ("a", "b"))]
+    heads = [say("setting", lang), *(_side_name(manifest, arm) for arm in ("a", "b"))]
     return _card(say("settings", lang), _table(heads, cells))
 
 
@@ -271,6 +271,11 @@ def _number(value: float | None, pattern: str, missing: str = "-") -> str:
 
 def _setting(value: Any) -> str:
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _side_name(manifest: Mapping[str, Any], arm: str) -> str:
+    name = manifest["sides"][arm]["name"]
+    return arm.upper() if name == arm.upper() else f"{arm.upper()} · {name}"
 
 
 def _css(answer: str) -> str:

@@ -101,6 +101,7 @@ class Session:
             },
         )
         found = self._generator.run(run, self.display.tick)
+        self.display.tick(found["requests"], found["failed"])
         found["ill_health"] = ill_health(found, scenario.client_limits) if phase == "measure" else []
         self.runs.append(found)
         return found
@@ -166,7 +167,7 @@ class Session:
             self._models[arm] = self.scenario.model or _first_model(side.url, self.scenario.api_key_env)
         self.display.begin(f"asking {side.url}")
         self.send(arm, -1, "probe", users=1, rate_per_s=None, requests=1, duration_s=None)
-        self.display.end("answers")
+        self.display.end()
         last = read_journal(self._journal)[0].iloc[-1]
         if isinstance(last["error"], str):
             raise EndpointError(side.url, _advice(last["error"], str(last["error_detail"])))

@@ -172,7 +172,6 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Failed requests are crosses. The line is the CPU use of the whole machine.",
         "zh": "叉号为失败的请求。折线为整机 CPU 使用率。",
     },
-    "cpu_axis": {"en": "CPU, %", "zh": "CPU,%"},
     "machine_cpu": {"en": "machine CPU", "zh": "整机 CPU"},
     "failed": {"en": "failed", "zh": "失败"},
     "confusion": {"en": "Where A and B differ", "zh": "A 与 B 的差异"},
