@@ -183,3 +183,13 @@ def test_two_servers_in_one_process_do_not_share_counts():
     first.generated_tokens_total.inc(5)
 
     assert value(second, "qwen3_generated_tokens_total") == 0
+
+
+@pytest.mark.promtool
+def test_promtool_finds_nothing_to_improve_in_the_exposition():
+    """It checks names and units against Prometheus' conventions."""
+    metrics = Metrics()
+    metrics.describe_model(name="qwen3-0.6b", version="1", engine="openvino", bits=4)
+    done = subprocess.run(["promtool", "check", "metrics"], input=metrics.render()[0], capture_output=True, check=False)
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
