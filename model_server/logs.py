@@ -167,7 +167,8 @@ def _length(text: Any) -> int | None:
 
 
 def _to_json(_: WrappedLogger, __: str, event: EventDict) -> str:
-    event = {key: event.pop(key) for key in ("timestamp", "level", "event")} | event  # for who reads with eyes
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event")}  # for those who read with eyes
+    event = {**first, **event}
     try:
         return _encoder.encode(event).decode()
     except UnicodeEncodeError:  # a lone surrogate, which JSON can carry escaped
