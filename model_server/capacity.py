@@ -25,10 +25,27 @@ BLOCK_TOKENS = 32
 BATCHED_TOKENS = 256
 """Prompt tokens computed in one step; bounds activations and the wait of streams for a long prompt."""
 
-_MIB = 2**20
-_SERVER_BYTES = 150 * _MIB
-_ENGINE_BYTES = 250 * _MIB
-_TRANSFORMERS_BYTES = 700 * _MIB
+_KIB, _MIB = 2**10, 2**20
+
+# Resident memory, measured on 2 cores of an AMD EPYC with AVX-512, OpenVINO 2026.4.1, 2026-11-23, with the pool
+# in full use and the mapped weights released (mapped_weights.py): a 1 M-parameter model with a vocabulary of
+# 1,600, Qwen3-0.6B at INT4, INT8 and FP16, each at 1 to 32 slots. tests/model_server/test_capacity.py repeats
+# it on the real server. INFERENCE_PRECISION_HINT=f32 (what CPUs without bf16 compute in) took the same memory.
+_SERVER_BYTES = 95 * _MIB  # tiny model: 88 MiB idle
+_SERVER_BYTES_PER_WORD = 600  # its tokenizer: 177 MiB with a vocabulary of 151,936
+_ENGINE_BYTES = 153 * _MIB  # libraries, Python, graph of the tiny model; 86 MiB of it are files
+_ENGINE_BYTES_PER_WORD = 350  # GenAI's tokenizer
+_ENGINE_BYTES_PER_LAYER = 3 * _MIB // 2  # graph and kernels: 50 MiB (FP16) to 85 MiB (INT4) for 28 layers
+_SLOT_BYTES_PER_WORD = 16  # logits and the sampler's copies: 74 MiB for 32 slots
+_FAULT_BYTES = 64 * _KIB  # a lookup in the mapped embedding table brings in 16 pages around it
+# The second form that scores labels: 16 MiB of its own and 1.7 MiB a layer, measured as above.
+_SCORER_BYTES = 16 * _MIB
+_SCORER_BYTES_PER_LAYER = 17 * _MIB // 10
+# GGUF is unpacked, not mapped: 0.6B as Q4_0, Q4_0 with Q8_0 embeddings, and Q8_0 (320, 396, 604 MiB) took 807,
+# 953 and 1,421 MiB once running and up to 908, 1,133 and 1,769 MiB while loading.
+_GGUF_COPIES, _GGUF_LOADING_COPIES, _GGUF_BYTES_PER_EMBEDDING = 2.15, 3.0, 0.8
+_TRANSFORMERS_BYTES = 700 * _MIB  # torch and transformers; the reference engine, not measured at scale
+_LOADING_SHARE = 0.95  # of the limit; the alert waits minutes, the kernel does not
 
 # Published shapes, for plans made where the weights are not at hand. Source: config.json of the models.
 _KNOWN_SHAPES = {
@@ -45,9 +62,9 @@ class CapacityPlan:
         threads: Compute threads of the engine.
         slots: Requests computed at once.
         batched_tokens: Prompt tokens computed in one step.
-        weights_bytes: Every compiled form counted.
-        overhead_bytes: Server, engine, activations.
-        kv_bytes_per_token: 0 where the engine keeps its own pool.
+        weights_bytes: Resident weights, every compiled form counted.
+        overhead_bytes: Server, engine, activations, the label scorer's cache.
+        kv_bytes_per_token: 0 where the engine keeps its own pool; so are the next three.
         kv_pool_bytes: ``kv_blocks`` pages.
         kv_tokens: Tokens that the pool holds.
         kv_blocks: Pages of ``BLOCK_TOKENS`` tokens.
@@ -68,11 +85,29 @@ class CapacityPlan:
     arithmetic: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What memory depends on.
+
+    Attributes:
+        resident_bytes: All compiled forms.
+        loading_bytes: The most while loading; 0 where it is never more than afterwards.
+    """
+
+    shape: ModelShape
+    resident_bytes: int
+    loading_bytes: int
+    embedding_bytes: int
+    scores_labels: bool
+    note: str
+
+
 def check(config: DeploymentConfig, files: ModelFiles | None = None) -> CapacityPlan:
     """Plan ``config`` or refuse it.
 
     Args:
-        files: The model, where it is here; otherwise looked up, or estimated from ``model_name``.
+        files: The model, where the caller has it; otherwise looked up here, or estimated from ``model_name``
+            where it is not on this machine. The fallback, if there is one, has to fit as well.
 
     Raises:
         ConfigurationError: Engine and device, or settings and model, contradict each other.
@@ -83,54 +118,65 @@ def check(config: DeploymentConfig, files: ModelFiles | None = None) -> Capacity
     threads = cgroup.available_threads(config.resource_limits.cpu_cores)
     settings = config.optimization_settings
     slots = settings.max_batch_size
-    if config.engine in {"ollama", "lmdeploy"}:
-        text = f"engine {config.engine} keeps weights and KV cache itself; counted here: the server alone"
-        return CapacityPlan(threads, slots, 0, 0, _SERVER_BYTES, 0, 0, 0, 0, _SERVER_BYTES, text)
-    if files is None and Path(config.model_source).exists():
-        files = resolve(config.model_source, config.model_revision, config.engine, check_hashes=False)
-    shape, weights = _model(config, files)
-    if settings.max_sequence_length > shape.context:
-        raise ConfigurationError(
-            f"optimization_settings.max_sequence_length is {settings.max_sequence_length}, but the model was made "
-            f"for {shape.context} tokens: lower it"
-        )
-    overhead = _overhead(config, shape, slots)
-    per_token = kv_bytes_per_token(shape, settings.kv_cache_bits)
-    per_block = per_token * BLOCK_TOKENS
-    sequence_blocks = math.ceil(settings.max_sequence_length / BLOCK_TOKENS)
     limit = memory_limit_bytes(config)
     share = min(MEMORY_ALERT_SHARE, config.alerts.get("memory_usage", 100) / 100)
-    room = math.floor(limit * share) - weights - overhead
+    usable = math.floor(limit * share)
+    if config.engine in {"ollama", "lmdeploy"}:
+        # LMDeploy's weights and KV cache lie on the GPU, Ollama's in a server of its own.
+        overhead = _SERVER_BYTES + 151_936 * _SERVER_BYTES_PER_WORD
+        lines = [
+            _line("memory limit", limit),
+            _line("usable", usable, f"{share:.0%} of it; above, the memory alert fires"),
+            _line("server", overhead, f"{config.engine} keeps weights and KV cache elsewhere"),
+        ]
+        if overhead > usable:
+            raise _too_small(config, overhead - usable, "the server", lines)
+        return CapacityPlan(threads, slots, 0, 0, overhead, 0, 0, 0, 0, overhead, "\n".join(lines))
+
+    model = _largest_model(config, files)
+    if settings.max_sequence_length > model.shape.context:
+        raise ConfigurationError(
+            f"optimization_settings.max_sequence_length is {settings.max_sequence_length}, but the model was "
+            f"made for {model.shape.context} tokens: lower it"
+        )
+    per_token = kv_bytes_per_token(model.shape, settings.kv_cache_bits)
+    per_block = per_token * BLOCK_TOKENS
+    sequence_blocks = math.ceil(settings.max_sequence_length / BLOCK_TOKENS)
+    overhead = _overhead(config, model, per_token)
+    room = usable - model.resident_bytes - overhead
     blocks = min(room // per_block, slots * sequence_blocks)
     lines = [
-        f"memory limit                {_gib(limit)}",
-        f"usable, {share:.0%} of it        {_gib(limit * share)}   (above it the memory alert fires)",
-        f"weights                     {_gib(weights)}",
-        f"server and engine           {_gib(overhead)}",
-        f"left for the KV pool        {_gib(room)}",
-        f"one sequence                {_gib(sequence_blocks * per_block)}   "
-        f"({settings.max_sequence_length} tokens x {per_token} bytes)",
-        f"all {slots} slots full         {_gib(slots * sequence_blocks * per_block)}",
+        _line("memory limit", limit),
+        _line("usable", usable, f"{share:.0%} of it; above, the memory alert fires"),
+        _line("weights", model.resident_bytes, model.note),
+        _line("server and engine", overhead),
+        _line("left for the KV pool", room),
+        _line(
+            "one full sequence",
+            sequence_blocks * per_block,
+            f"{settings.max_sequence_length} tokens x {per_token} bytes",
+        ),
+        _line("all slots full", slots * sequence_blocks * per_block, f"{slots} of them"),
     ]
     if blocks < sequence_blocks:
-        lack = sequence_blocks * per_block - room
-        raise ResourceInsufficientError(
-            f"{config.model_name} does not fit: {_gib(lack).strip()} short of one full sequence\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nraise resource_limits.memory_gb, or lower max_sequence_length, max_batch_size or quantization_bits"
-        )
+        raise _too_small(config, sequence_blocks * per_block - room, "one full sequence", lines)
+    if model.loading_bytes + overhead > limit * _LOADING_SHARE:
+        lines.append(_line("while loading", model.loading_bytes + overhead, "GGUF is unpacked in memory"))
+        lack = model.loading_bytes + overhead - math.floor(limit * _LOADING_SHARE)
+        raise _too_small(config, lack, f"loading it within {_LOADING_SHARE:.0%} of the limit", lines)
     pool = blocks * per_block
-    resident = weights + overhead + pool
+    resident = model.resident_bytes + overhead + pool
+    cores = config.resource_limits.cpu_cores
     lines += [
-        f"KV pool                     {_gib(pool)}   ({blocks * BLOCK_TOKENS} tokens)",
-        f"resident, pool full         {_gib(resident)}",
-        f"threads                     {threads}   (floor of {config.resource_limits.cpu_cores:g} cores and quota)",
+        _line("KV pool", pool, f"{blocks * BLOCK_TOKENS} tokens"),
+        _line("resident, pool full", resident),
+        f"{'threads':<22}{threads:>8}       floor of {cores:g} cores, the CPU quota and the cores allowed here",
     ]
     return CapacityPlan(
         threads=threads,
         slots=slots,
         batched_tokens=BATCHED_TOKENS,
-        weights_bytes=weights,
+        weights_bytes=model.resident_bytes,
         overhead_bytes=overhead,
         kv_bytes_per_token=per_token,
         kv_pool_bytes=pool,
@@ -148,10 +194,7 @@ def kv_bytes_per_token(shape: ModelShape, bits: int) -> int:
     and a zero point in fp32. Measured for head_dim 128: 296 bytes per head at 8 bits, 512 at 16.
     """
     head = shape.head_dim
-    if bits == 16:
-        per_head = 4 * head
-    else:
-        per_head = (head + head * 8 // BLOCK_TOKENS) + (head + 8)
+    per_head = 4 * head if bits == 16 else (head + head * 8 // BLOCK_TOKENS) + (head + 8)
     return shape.layers * shape.kv_heads * per_head
 
 
@@ -159,51 +202,128 @@ def _check_device(config: DeploymentConfig) -> None:
     gpus = config.resource_limits.gpu_count
     if config.engine == "lmdeploy" and gpus == 0 and config.serving.engine_url is None:
         raise ConfigurationError(
-            "engine 'lmdeploy' needs a GPU and resource_limits.gpu_count is 0: LMDeploy has no CPU path; use engine "
-            "'openvino', give it a GPU, or name a running LMDeploy in serving.engine_url"
+            "engine 'lmdeploy' needs a GPU and resource_limits.gpu_count is 0: LMDeploy has no CPU path; use "
+            "engine 'openvino', give it a GPU, or name a running LMDeploy in serving.engine_url"
         )
     if config.engine == "openvino" and gpus > 0:
         raise ConfigurationError(
-            f"engine 'openvino' computes on the CPU, but resource_limits.gpu_count is {gpus}: set it to 0, or use "
-            "engine 'lmdeploy'"
+            f"engine 'openvino' computes on the CPU, but resource_limits.gpu_count is {gpus}: set it to 0, or "
+            "use engine 'lmdeploy'"
         )
 
 
-def _model(config: DeploymentConfig, files: ModelFiles | None) -> tuple[ModelShape, int]:
-    """Shape and bytes of all compiled forms."""
-    bits = config.optimization_settings.quantization_bits
+def _largest_model(config: DeploymentConfig, files: ModelFiles | None) -> _Model:
+    """``files`` alone while the fallback is what is loaded, else the larger of model and fallback."""
+    if files is not None and files.source == config.model_fallback:
+        return _measure(config, files)
     if files is None:
-        shape = _KNOWN_SHAPES.get(config.model_name.lower())
-        if shape is None:
-            raise ConfigurationError(
-                f"cannot plan {config.model_name!r}: {config.model_source} is not on this machine and its size is "
-                f"known only for {', '.join(_KNOWN_SHAPES)}: fetch or prepare it first (`{PREPARE}`)"
-            )
-        return shape, _estimated_weights(shape, bits)
-    if files.shape is None or files.weights_bytes is None:
-        raise ConfigurationError(f"cannot plan {files.source}: a {files.kind} source does not tell its size")
-    if files.weight_bits not in {None, bits} and files.source == config.model_source:
+        files = _look_up(config, config.model_source, config.model_revision)
+    bits = config.optimization_settings.quantization_bits
+    if files is not None and files.weight_bits not in {None, bits}:
         raise ConfigurationError(
             f"optimization_settings.quantization_bits is {bits}, but {files.source} holds weights of "
             f"{files.weight_bits} bits: change one of the two"
         )
-    forms = 2 if files.classification is not None and files.kind == "openvino" else 1
-    return files.shape, files.weights_bytes * forms
+    model = _estimate(config, bits) if files is None else _measure(config, files)
+    if config.model_fallback is None or config.model_fallback == config.model_source:
+        return model
+    found = _look_up(config, config.model_fallback, None)
+    # A fallback that is not here has at most 8 bits where the model has 4: it is there to be loaded instead.
+    fallback = _estimate(config, min(16, bits * 2)) if found is None else _measure(config, found)
+    return max(model, fallback, key=lambda each: each.resident_bytes)
 
 
-def _estimated_weights(shape: ModelShape, bits: int) -> int:
+def _look_up(config: DeploymentConfig, source: str, revision: str | None) -> ModelFiles | None:
+    """None where it is not on this machine: a plan must not download."""
+    if not Path(source).expanduser().exists():
+        return None
+    return resolve(source, revision, config.engine, check_hashes=False)
+
+
+def _measure(config: DeploymentConfig, files: ModelFiles) -> _Model:
+    shape, weights = files.shape, files.weights_bytes
+    if shape is None or weights is None:
+        raise ConfigurationError(f"cannot plan {files.source}: a {files.kind} source does not tell its size")
+    scores_labels = files.classification is not None and config.engine == "openvino"
+    embedding = shape.vocab * shape.hidden
+    if files.kind == "gguf":
+        unpacked = int(weights * _GGUF_COPIES + embedding * _GGUF_BYTES_PER_EMBEDDING)
+        return _Model(
+            shape,
+            resident_bytes=unpacked,
+            loading_bytes=int(weights * _GGUF_LOADING_COPIES),
+            embedding_bytes=0,
+            scores_labels=False,
+            note=f"{_mib(weights)} of GGUF, unpacked",
+        )
+    forms = 2 if scores_labels else 1
+    return _Model(
+        shape,
+        resident_bytes=weights * forms,
+        loading_bytes=0,
+        embedding_bytes=embedding * (2 if files.weight_bits == 16 else 1),
+        scores_labels=scores_labels,
+        note=f"{_mib(weights)}" + (", compiled twice: generation and label scores" if forms == 2 else ""),
+    )
+
+
+def _estimate(config: DeploymentConfig, bits: int) -> _Model:
+    shape = _KNOWN_SHAPES.get(config.model_name.lower())
+    if shape is None:
+        raise ConfigurationError(
+            f"cannot plan {config.model_name!r}: {config.model_source} is not on this machine, and sizes are "
+            f"known without it only for {', '.join(_KNOWN_SHAPES)}: fetch or prepare it first (`{PREPARE}`)"
+        )
     attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     linear = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
-    embedding = shape.vocab * shape.hidden
-    # 4-bit exports keep embeddings at 8 bits; a scale per 128 weights adds 1/64 of them.
-    return linear * bits // 8 + linear // 64 + embedding * max(bits, 8) // 8
+    embedding = shape.vocab * shape.hidden * max(bits, 8) // 8  # 4-bit exports keep embeddings at 8 bits
+    scales = linear // 64 if bits == 4 else 0  # an fp16 scale for each group of 128
+    return _Model(
+        shape,
+        resident_bytes=linear * bits // 8 + scales + embedding,
+        loading_bytes=0,
+        embedding_bytes=embedding,
+        scores_labels=False,
+        note=f"estimated for {config.model_name} at {bits} bits: the files are not here",
+    )
 
 
-def _overhead(config: DeploymentConfig, shape: ModelShape, slots: int) -> int:
+def _overhead(config: DeploymentConfig, model: _Model, per_token: int) -> int:
+    """Bytes beside weights and KV pool."""
+    settings, shape = config.optimization_settings, model.shape
+    slots, length = settings.max_batch_size, settings.max_sequence_length
+    server = _SERVER_BYTES + shape.vocab * _SERVER_BYTES_PER_WORD
+    sampling = slots * shape.vocab * _SLOT_BYTES_PER_WORD
     if config.engine == "transformers":
-        return _SERVER_BYTES + _TRANSFORMERS_BYTES + slots * shape.vocab * 4
-    return _SERVER_BYTES + _ENGINE_BYTES + slots * shape.vocab * 4 * 2
+        return server + _TRANSFORMERS_BYTES + sampling
+    engine = (
+        _ENGINE_BYTES
+        + shape.vocab * _ENGINE_BYTES_PER_WORD
+        + shape.layers * _ENGINE_BYTES_PER_LAYER
+        + BATCHED_TOKENS * shape.intermediate * 4
+    )
+    # At 16 bits the whole table is read for every step, otherwise the rows of the tokens that were seen.
+    eight_bits = model.embedding_bytes <= shape.vocab * shape.hidden
+    seen = slots * length * _FAULT_BYTES if eight_bits else model.embedding_bytes
+    scorer = 0
+    if model.scores_labels:
+        # Its cache holds a batch of BATCHED_TOKENS after the longest prompt, each call in pages of its own.
+        cached = length + BATCHED_TOKENS + slots * BLOCK_TOKENS
+        scorer = _SCORER_BYTES + shape.layers * _SCORER_BYTES_PER_LAYER + cached * per_token
+    return server + engine + sampling + min(seen, model.embedding_bytes) + scorer
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:7.2f} GiB"
+def _too_small(config: DeploymentConfig, lack: int, what: str, lines: list[str]) -> ResourceInsufficientError:
+    return ResourceInsufficientError(
+        f"{config.model_name} does not fit: {_mib(lack)} short of {what}\n"
+        + "\n".join(f"  {line}" for line in lines)
+        + "\nraise resource_limits.memory_gb, or lower max_sequence_length, max_batch_size or quantization_bits"
+    )
+
+
+def _line(what: str, size: float, note: str = "") -> str:
+    return f"{what:<22}{size / 2**30:>8.3f} GiB   {note}".rstrip()
+
+
+def _mib(size: float) -> str:
+    return f"{math.ceil(size / _MIB)} MiB"
