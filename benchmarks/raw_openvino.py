@@ -39,15 +39,15 @@ def main(arguments: list[str]) -> None:
     }
     pipeline = genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
     loaded_s = time.time() - started
-    first = run(genai, pipeline, ["你好"], 1)
+    first = run(pipeline, ["你好"], 1)
     answer = {"loaded_s": loaded_s, "first_answer_s": time.time() - started, "first": first}
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(run(genai, pipeline, command["prompts"], command["max_tokens"])), flush=True)
+        print(json.dumps(run(pipeline, command["prompts"], command["max_tokens"])), flush=True)
 
 
-def run(genai: Any, pipeline: Any, prompts: list[str], max_tokens: int) -> dict[str, float]:
+def run(pipeline: Any, prompts: list[str], max_tokens: int) -> dict[str, float]:
     config = pipeline.get_config()
     config.max_new_tokens = max_tokens
     config.ignore_eos = True
