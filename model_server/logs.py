@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MAX_BYTES = 16 * 2**20
-"""A file is archived at this size; compressing it takes about 0.2 s of one core."""
+"""A file is archived at this size; compressing it takes about 0.5 s of one core at level 6 (0.9 s at 9, as small)."""
 KEEP_ARCHIVES = 30
 """Archives kept. A count and not an age: a clock that jumps ahead must not delete what is young."""
 
@@ -357,7 +357,7 @@ def _day(seconds: float) -> str:
 def _gzip(plain: Path) -> None:
     part = plain.with_name(f"{plain.name}.{os.getpid()}.part")
     try:
-        with plain.open("rb") as source, part.open("wb") as raw, gzip.open(raw, "wb") as packed:
+        with plain.open("rb") as source, part.open("wb") as raw, gzip.open(raw, "wb", 6) as packed:
             shutil.copyfileobj(source, packed, 2**18)
         part.replace(plain.with_name(plain.name + ".gz"))
         plain.unlink()
