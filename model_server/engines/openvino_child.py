@@ -18,6 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from model_server import mapped_weights
 from model_server.engines.openvino_wire import (
     HEADER,
     Cancel,
@@ -264,6 +265,7 @@ def load(channel: Channel, request: Load, started: float) -> tuple[Generation, S
         if scorer is not None:
             list(scorer.batches([[0, 1, 2, 3]], [0]))
             phase("first_score")
+        mapped_weights.release(request.model_path)
     except Exception as error:  # anything the library raises while loading is reported, once, to the server
         channel.send(failure(error))
         raise SystemExit(1) from error
