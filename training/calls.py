@@ -58,7 +58,7 @@ class CallSettings(runconfig.RunConfig):
     p_asr: float = Field(default=0.25, ge=0, le=1)
     """Share of calls with recognition faults: no punctuation, homophones, fillers, spoken digits."""
     p_unseen: float = Field(default=0.1, ge=0, le=1)
-    """Share of test calls in wordings that training never shows."""
+    """Share of validation and test calls in wordings that training never shows."""
     p_personal: float = Field(default=0.4, ge=0, le=1)
     """Share of calls with (invented) personal data."""
     label_noise: float = Field(default=0, ge=0, le=1)
@@ -68,10 +68,13 @@ class CallSettings(runconfig.RunConfig):
 
 
 # --- what callers say ------------------------------------------------------------------------------------
-# (a|b) is a choice, {x} a slot. The last two wordings of each category appear in test calls only.
+# (a|b) is a choice, {x} a slot. The last two wordings of each category appear in test calls only, the third
+# from the end in validation calls only: what is fitted there must have met wordings that training has not.
 
 MATTERS: dict[str, tuple[str, ...]] = {
     "A": (
+        "套餐费用突然从{amount}涨了一截,(没人讲过为什么|凭什么)",
+        "一笔钱(扣了两遍|收了两次),{amount}块,(给我说清楚|账单也看不明白)",
         "这个月账单(多收了|多扣了){amount}块钱(|,我根本没用那么多)",
         "你们(乱扣费|乱收费),{product}(一下|莫名其妙)扣了我{amount}",
         "{product}的(话费|费用)不对,比说好的(多出|贵了){amount}块",
@@ -83,6 +86,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "余额(平白无故|无缘无故)少掉{amount}块",
     ),
     "B": (
+        "买{product}前说随时能取消,(结果不能|原来是假的),宣传和实际不符",
+        "讲好是(老客户特惠|限时活动),(回头一看|后来才知道)根本没这回事",
         "办{product}的时候(宣传|承诺)的优惠(根本没有|都是假的)",
         "业务员误导我(办了|买了){product},跟说的完全不一样",
         "推销的时候(承诺|保证)每月只要{amount}块,(现在不认了|结果不是)",
@@ -94,6 +99,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "讲的是一套,(到手|用起来)又是另一套,(忽悠人|说得好听)",
     ),
     "C": (
+        "(莫名其妙|什么时候)给我开通了{product},我没同意啊",
+        "我(没签字|没确认)过,{product}(怎么就有了|就这么上了)",
         "没经过我同意就(擅自|私自)开通了{product}",
         "我(从来没|根本没)办过{product},怎么就开通了",
         "(擅自|偷偷)给我加了一个{product},(我都不知道|没问过我)",
@@ -105,6 +112,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "谁也没问过我,(名下|账上)就挂了个{product}",
     ),
     "D": (
+        "信号(不好|太弱),屋里(没法|不能)打电话",
+        "买的{product}(老是死机|一会儿就没电),(没法用|根本不能用)",
         "家里信号(特别差|一格都没有),打电话断断续续",
         "网速(太慢|慢得不行),{days}天了都这样",
         "{product}质量有问题,用了{days}天就坏了",
@@ -116,6 +125,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "用了没{days}天就(不转|开裂)了,声音也断断续续",
     ),
     "E": (
+        "你们接线员态度(不好|恶劣),(问什么都不耐烦|话没说完就挂)",
+        "报上去的事(石沉大海|没了下文),(催了{days}回|等了{days}天)也没个人管",
         "客服态度(太差|恶劣),说两句就挂我电话",
         "我打了{days}次投诉都没人理,(太敷衍|互相推)",
         "上次说{days}天内回复,等了(半个月|一个月)没人管",
@@ -127,6 +138,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "窗口那个人(冲我嚷嚷|爱理不理),等了半天没人理",
     ),
     "F": (
+        "销户(跑了{days}趟|拖了{days}天)都不给办,说有合约",
+        "我要(转走|离开)你们这家,(左一个|又一个)条件拦着不让",
         "我要(解约|解除合约),你们不让,还要违约金",
         "携号转网(一直|总)办不了,说我有合约",
         "合约(到期了|早就到期)还不给我取消",
@@ -138,6 +151,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "想走走不了,(要么赔钱|要么等{days}个月)才解除",
     ),
     "G": (
+        "退款(只退了一半|少退了{amount}块)",
+        "钱(该还我的|要退我的)一直拖着,(东西早收回去了|你们说已经打了可没有)",
         "申请退款{days}天了,钱还没到账",
         "退货(寄回去|签收)了,退款一直不给",
         "要求换货,(商家|你们)不给换",
@@ -149,6 +164,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "货还回去{days}天,钱(没返|还没回来),也不给调",
     ),
     "H": (
+        "快递(丢了|送错地方了),物流(查不到|没人找)",
+        "师傅约了{days}次都(放鸽子|不露面),机器还在箱子里",
         "约好今天上门安装,(师傅没来|没人来)",
         "快递{days}天了还没送到,物流(一直不动|不更新)",
         "送货的把东西(放楼下|扔门口)就走了",
@@ -160,6 +177,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "东西在{city}停了{days}天不动,(没人送|影子都没有)",
     ),
     "I": (
+        "(刚留的|我留的)电话马上就有人(推销贷款|骚扰),信息泄露了吧",
+        "天天有生人(加我微信|打我手机),(报得出|知道)我在你们这的单号",
         "我的(个人信息|号码)被泄露了,天天有人打电话",
         "一天{days}个骚扰电话,都知道我(名字|在你们这办过业务)",
         "你们把我的资料泄露给(贷款公司|中介)了吧",
@@ -171,6 +190,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "陌生人不停(来电|打来),连我叫什么住哪都知道",
     ),
     "J": (
+        "卡被冻结{days}天了,(解不开|没人说为什么)",
+        "手机一醒来(钱就没了|被转走{amount}),(我根本没操作|密码谁都没告诉)",
         "我的账户被盗了,{amount}块不见了",
         "接到诈骗电话,卡里被转走{amount}",
         "账号异常登录,(密码被改了|有人在{city}登的)",
@@ -182,6 +203,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "半夜有人拿我的号借了钱,不是我弄的",
     ),
     "K": (
+        "系统(提示出错|卡死),单子(提交不了|办不下去)",
+        "(网页|公众号)(打不开|一直转圈),想(缴费|办事)都办不成",
         "App(一打开就闪退|登录不上),试了{days}次",
         "你们系统(崩了|老出错),交不了费",
         "网上营业厅登录(不了|报错),验证码收不到",
@@ -193,6 +216,8 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "页面一片空白,(提交不了|付不出去),换手机也一样",
     ),
     "L": (
+        "请问{product}(能不能|可不可以)改成别的",
+        "我想办一个{product},(需要带什么|要什么材料)",
         "请问(怎么|如何)办理{product}",
         "我想咨询一下{product}(多少钱|怎么收费)",
         "请问退款一般(几天|多久)到账,我先了解一下",
@@ -204,7 +229,7 @@ MATTERS: dict[str, tuple[str, ...]] = {
         "麻烦查一下{city}的网点(几点开门|在哪)",
     ),
 }
-UNSEEN = 2
+HELD_OUT: dict[Split, slice] = {"train": slice(0, -3), "validation": slice(-3, -2), "test": slice(-2, None)}
 
 KEYWORDS: dict[str, tuple[str, ...]] = {
     "A": ("多收", "多扣", "扣费", "收费", "账单", "话费", "费用"),
@@ -280,10 +305,10 @@ def _expand(text: str, rng: random.Random, slots: dict[str, str]) -> str:
     return text.format(**slots)
 
 
-def _wordings(letter: str, *, keyword: bool, unseen: bool) -> list[int]:
-    """Places in MATTERS of the wordings that have, or have not, one of the category's keywords."""
+def _wordings(letter: str, *, keyword: bool, part: Split) -> list[int]:
+    """Places in MATTERS of the part's wordings that have, or have not, one of the category's keywords."""
     texts = MATTERS[letter]
-    pool = range(len(texts) - UNSEEN, len(texts)) if unseen else range(len(texts) - UNSEEN)
+    pool = range(len(texts))[HELD_OUT[part]]
     fitting = [at for at in pool if any(word in texts[at] for word in KEYWORDS[letter]) == keyword]
     return fitting or list(pool)
 
@@ -327,7 +352,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
     rng = random.Random(f"{settings.seed}:{index}")  # a str seed is hashed by SHA-512, alike everywhere
     customer = f"cust-{settings.seed}-{rng.randrange(1 + index // 3, 2 + index):06d}"
     split = split_of(customer, settings)
-    unseen = split == "test" and rng.random() < settings.p_unseen
+    unseen = split != "train" and rng.random() < settings.p_unseen
     letters = list(MATTERS)
     weights = [1 / (rank + 1) ** settings.zipf for rank in range(len(letters))]
     letter = rng.choices(letters, weights)[0]
@@ -336,7 +361,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
     asr = rng.random() < settings.p_asr
 
     def matter(of: str) -> tuple[str, int]:
-        at = rng.choice(_wordings(of, keyword=rng.random() < settings.p_keyword, unseen=unseen))
+        at = rng.choice(_wordings(of, keyword=rng.random() < settings.p_keyword, part=split if unseen else "train"))
         slots = {
             "product": rng.choice(PRODUCTS[domain]),
             "amount": str(rng.choice((5, 9, 10, 15, 19, 20, 29, 30, 50, 59, 88, 99, 128, 199, 300, 599, 1200))),

@@ -69,7 +69,7 @@ _ADVICE = {
     "信息泄露与骚扰": "请登记号码并排查信息泄露的来源",
     "账户安全与欺诈": "请先保护账户安全,再核实可疑的交易",
     "系统渠道故障": "请技术部门排查系统,并告知恢复时间",
-    "非投诉(咨询办理)": "按客户的要求说明或办理即可",
+    "非投诉(咨询办理)": "按客户的要求说明或办理就可以了",
 }
 
 
@@ -81,7 +81,7 @@ def questions() -> list[tuple[str, str]]:
 def about_calls(calls: Sequence[TrainingData], texts: Sequence[str]) -> list[tuple[str, str]]:
     """A remark on each call: its category and what should be done."""
     return [
-        (text, f"这通电话属于「{call.complaint_category}」。建议{_ADVICE[call.complaint_category]}。")
+        (text, f"这通电话属于「{call.complaint_category}」。{_ADVICE[call.complaint_category]}。")
         for call, text in zip(calls, texts, strict=True)
     ]
 
