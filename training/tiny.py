@@ -54,6 +54,11 @@ from training.chat_template import CHAT_TEMPLATE
 # Shapes: B calls, T tokens, V vocabulary, K labels.
 
 
+REFERENCE = "reference_scores.json"
+"""Log-probabilities of the labels by the float model: what any engine's form of the weights is compared with."""
+REFERENCE_CALLS = 200
+
+
 class TinySettings(runconfig.RunConfig):
     """One training run."""
 
@@ -400,13 +405,20 @@ def main(config: TinySettings) -> dict[str, Any]:
     model.save_pretrained(float_dir)
     tokenizer.save_pretrained(float_dir)
     write_settings(settings, float_dir)
+    reference = {
+        call.conversation_id: [round(score, 5) for score in scores]
+        for call, scores in zip(splits["test"][:REFERENCE_CALLS], test_scores.tolist(), strict=False)
+    }
+    (config.run_dir / REFERENCE).write_text(json.dumps(reference, indent=0) + "\n", encoding="utf-8")
     if config.export:
-        export(config, float_dir, evaluation)
+        export(config, float_dir, evaluation, reference)
     return evaluation
 
 
-def export(config: TinySettings, float_dir: Path, evaluation: dict[str, Any]) -> None:
-    """Prepare ``out`` in INT8, with the evaluation as JSON and for people."""
+def export(
+    config: TinySettings, float_dir: Path, evaluation: dict[str, Any], reference: dict[str, list[float]]
+) -> None:
+    """Prepare ``out`` in INT8, with the evaluation as JSON and for people, and the float model's scores."""
     optimize.prepare(
         optimize.Preparation(source=str(float_dir), out=config.out, bits=8, overwrite=True),
         progress,
@@ -414,6 +426,7 @@ def export(config: TinySettings, float_dir: Path, evaluation: dict[str, Any]) ->
         extra={
             "evaluation.json": json.dumps(evaluation, ensure_ascii=False, indent=2) + "\n",
             "README.md": readme(evaluation),
+            REFERENCE: json.dumps(reference, indent=0) + "\n",
         },
     )
 
@@ -452,7 +465,8 @@ machinery learns, and say nothing about real calls. Temperature {evaluation["tem
 {evaluation["review_threshold"]} were fitted on validation calls only. At that threshold {test["review_share"]:.1%} of
 the test calls go to a person, and {test["accepted_accuracy"]:.1%} of the others are right; expected calibration error
 {test["ece_15"]:.3f} (15 bins). Everything measured, and all settings: `evaluation.json`. How it was prepared, and the
-sha256 of each file: `manifest.json`.
+sha256 of each file: `manifest.json`. What the float model scored on the first {REFERENCE_CALLS} test calls, for
+comparison with other forms of it: `{REFERENCE}`.
 """
 
 
