@@ -47,15 +47,15 @@ class Admission:
         """Cheap enough to ask before the prompt is read.
 
         Raises:
-            OverloadedError: Every place in the queue is taken, or the last one would not get its turn in time.
+            OverloadedError: Every place in the queue is taken, or the last one would not be answered in time.
         """
         if not self._must_wait(0):
             return
         if self.waiting >= self.max_queue:
             raise OverloadedError(f"{self.waiting} requests are waiting already", self.retry_after_s())
-        wait_s = self.expected_wait_s()
-        if wait_s > self.limit_s:
-            reason = f"{self.waiting} requests wait about {wait_s:.0f} s, more than request_timeout_s"
+        expected_s = self.expected_wait_s() + (self._service_s or 0.0)
+        if expected_s > self.limit_s:
+            reason = f"with {self.waiting} requests before it, an answer takes about {expected_s:.0f} s, more than request_timeout_s"
             raise OverloadedError(reason, self.retry_after_s())
 
     def expected_wait_s(self) -> float:

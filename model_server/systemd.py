@@ -43,6 +43,8 @@ class Notifier:
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            # A manager that does not read fills its queue after 10 messages; this loop must not wait for it.
+            sock.settimeout(0.1)
             try:
                 sock.sendto("\n".join(lines).encode(), self._address)
             except OSError:

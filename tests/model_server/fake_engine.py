@@ -101,8 +101,7 @@ class FakeEngine:
         sent = 0
         try:
             for sent in range(sampling.max_tokens):
-                if self.token_s:
-                    await asyncio.sleep(self.token_s)
+                await asyncio.sleep(self.token_s)
                 if sent == self.fail_after:
                     raise EngineError("the fake was told to")
                 self.progress += 1
