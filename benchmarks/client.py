@@ -13,7 +13,7 @@ closed loop and hides a frozen server, so the open loop has a schedule of its ow
 
 from __future__ import annotations
 
-# ruff: noqa: I001, E402
+# ruff: noqa: I001
 from locust import FastHttpUser, constant, task  # first: it patches what the rest imports
 
 import json
@@ -323,9 +323,8 @@ def execute(
 def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, begin: float) -> int:
     """Hand out requests on their schedule; a user is added when all are busy, so that none waits for another."""
     assert load.run.rate_per_s is not None
-    users = waiting = 0
-    number = 0
-    for due in constant_rate(load.run.rate_per_s, begin):
+    users = 0
+    for number, due in enumerate(constant_rate(load.run.rate_per_s, begin)):
         if due >= load.deadline or (load.run.requests is not None and number >= load.run.requests):
             break
         while not load.stopping and (left := due - time.perf_counter()) > 0:
@@ -337,7 +336,6 @@ def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, be
             Caller(environment, load, users).start(group)
             users += 1
         load.queue.put(due)
-        number += 1
     for _ in range(users):
         load.queue.put(None)
     return users

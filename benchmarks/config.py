@@ -80,7 +80,7 @@ class Scenario(RunConfig):
     b: str | None = None
     """``compare``: the candidate."""
     pid: int | None = None
-    """Process id of the server at ``url``; its CPU and memory are sampled with its children's. Also ``a_pid``, ``b_pid``."""
+    """Process id of the server at ``url``: its CPU and memory are sampled, with its children's."""
     a_pid: int | None = None
     b_pid: int | None = None
     model: str | None = None

@@ -152,8 +152,8 @@ def ill_health(run: dict[str, Any], limits: ClientLimits) -> list[str]:
     lag = run["loop_lag_p50_s"]
     if lag is not None and lag * 1000 > limits.loop_lag_p50_ms:
         found.append(
-            f"timers in the load generator were {lag * 1000:.1f} ms late at the median (limit {limits.loop_lag_p50_ms:g} ms): "
-            "it had too little CPU"
+            f"timers in the load generator were {lag * 1000:.1f} ms late at the median "
+            f"(limit {limits.loop_lag_p50_ms:g} ms): it had too little CPU"
         )
     late = run["lateness_p99_s"]
     if late is not None and late * 1000 > limits.dispatch_lateness_p99_ms:

@@ -22,7 +22,11 @@ MOST_POINTS = 3000  # drawn as SVG, which needs no graphics card
 def forest(summary: dict[str, Any], margin: float, lang: Language) -> go.Figure:
     """Gain of B over A for each pair, and the mean with both intervals; the axis is logarithmic."""
     comparison = summary["comparison"]
-    turn = (lambda ratio: ratio) if summary["primary"] in HIGHER_IS_BETTER else (lambda ratio: 1 / ratio)
+    higher = summary["primary"] in HIGHER_IS_BETTER
+
+    def turn(ratio: float) -> float:
+        return ratio if higher else 1 / ratio
+
     ratios = [turn(ratio) for ratio in comparison["ratios"]]
     names = [say("pair", lang, pair=number) for number in range(1, len(ratios) + 1)]
     figure = go.Figure()
@@ -282,7 +286,7 @@ def _decades(spread: float) -> dict[str, Any]:
 
 
 def _middle(row: dict[str, Any]) -> float:
-    return round((row["started_s"] + row["ended_s"]) / 2, 2)
+    return round((float(row["started_s"]) + float(row["ended_s"])) / 2, 2)
 
 
 def _ratio_ticks(low: float, high: float) -> list[float]:

@@ -18,7 +18,7 @@ def answers(records: pd.DataFrame) -> pd.DataFrame:
     good = good.dropna(subset=["answer"]).sort_values(["run", "number"])
     grouped = good.groupby("call", sort=True)
     found = grouped[["answer", "label", "confidence", "category"]].first()
-    found["same"] = grouped["answer"].nunique() == 1
+    found["same"] = grouped["answer"].min() == grouped["answer"].max()
     return found
 
 
@@ -57,10 +57,10 @@ def _against_labels(labelled: pd.DataFrame, alpha: float) -> dict[str, Any]:
     rows = list(zip(true, said_a, said_b, strict=True))
     right_a = [label == answer for label, answer, _ in rows]
     right_b = [label == answer for label, _, answer in rows]
-    counts = pd.Series(list(zip(right_a, right_b, strict=True))).value_counts().to_dict()
-    drop = paired_shares(
-        *(int(counts.get(key, 0)) for key in ((True, True), (True, False), (False, True), (False, False))), alpha
-    )
+    only_a = sum(x and not y for x, y in zip(right_a, right_b, strict=True))
+    only_b = sum(y and not x for x, y in zip(right_a, right_b, strict=True))
+    both = sum(right_a) - only_a
+    drop = paired_shares(both, only_a, only_b, len(rows) - both - only_a - only_b, alpha)
     pairs_a, pairs_b = [(row[0], row[1]) for row in rows], [(row[0], row[2]) for row in rows]
     numbers = [float(at) for at in range(len(rows))]
 
@@ -79,8 +79,8 @@ def _against_labels(labelled: pd.DataFrame, alpha: float) -> dict[str, Any]:
         "macro_f1_drop_interval": _pair(bootstrap(numbers, f1_drop, alpha, resamples=300)),
         "f1_a": f1_by_class(pairs_a),
         "f1_b": f1_by_class(pairs_b),
-        "only_a_right": sum(x and not y for x, y in zip(right_a, right_b, strict=True)),
-        "only_b_right": sum(y and not x for x, y in zip(right_a, right_b, strict=True)),
+        "only_a_right": only_a,
+        "only_b_right": only_b,
     }
 
 

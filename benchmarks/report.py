@@ -60,7 +60,7 @@ def render(
         *(() if compared else _single(measured, samples, figures, lang)),
         _slowest(measured, lang),
         *((_settings(manifest, lang),) if compared else ()),
-        _machine(manifest, summary, lang),
+        _machine(manifest, lang),
     ]
     return _page(say(f"title_{summary['kind']}", lang), "\n".join(body), figures, lang)
 
@@ -73,9 +73,10 @@ def _head(manifest: Mapping[str, Any], summary: Mapping[str, Any], lang: Languag
     else:
         lines = [("FAIL" if verdict == "FAIL" else verdict, reason) for reason in summary["reasons"]]
     findings = "".join(f'<li class="{_css(answer)}">{html.escape(text)}</li>' for answer, text in lines)
+    about = f"{manifest['name']} · {say('created', lang, when=manifest['created_at'])}"
     warning = "" if manifest["complete"] else f'<p class="warning">{html.escape(say("unfinished", lang))}</p>'
     return f"""<header>
-<p class="eyebrow">{html.escape(str(manifest["name"]))} · {say("created", lang, when=html.escape(manifest["created_at"]))}</p>
+<p class="eyebrow">{html.escape(about)}</p>
 <h1>{html.escape(say(f"title_{summary['kind']}", lang))}</h1>
 <div class="verdict {_css(verdict)}"><strong>{html.escape(say(verdict, lang))}</strong>
 <span>{html.escape(say(meaning, lang))}</span></div>
@@ -132,8 +133,9 @@ def _single(measured: pd.DataFrame, samples: pd.DataFrame, figures: dict[str, go
 
 
 def _plot(name: str, lang: Language, *, wide: bool = False, **values: Any) -> str:
+    note = html.escape(say(f"{name}_note", lang, **values))
     return f"""<section class="card{" wide" if wide else ""}"><h2>{html.escape(say(name, lang))}</h2>
-<p class="note">{html.escape(say(f"{name}_note", lang, **values))}</p><div class="plot" id="plot-{name}"></div></section>"""
+<p class="note">{note}</p><div class="plot" id="plot-{name}"></div></section>"""
 
 
 def _figures_table(summary: Mapping[str, Any], lang: Language) -> str:
@@ -215,10 +217,11 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> lis
     return found
 
 
-def _machine(manifest: Mapping[str, Any], summary: Mapping[str, Any], lang: Language) -> str:
+def _machine(manifest: Mapping[str, Any], lang: Language) -> str:
     machine, work, scenario = manifest["machine"], manifest["workload"], manifest["scenario"]
     runs = [run for run in manifest["runs"] if run["phase"] == "measure"]
     versions = ", ".join(f"{name} {value}" for name, value in manifest["software"].items() if value is not None)
+    features = ", ".join(machine["cpu_features"]) or "-"
     kind = "work_open" if scenario["rate_per_s"] is not None else "work_closed"
     said = {
         "dialect": scenario["dialect"],
@@ -229,12 +232,11 @@ def _machine(manifest: Mapping[str, Any], summary: Mapping[str, Any], lang: Lang
     }
     rows = [
         ("work", say(kind, lang, **said)),
-        ("cpu", f"{machine['cpu_model']} · {machine['cpus_allowed'] or machine['cpus']} × · "
-         f"{', '.join(machine['cpu_features']) or '-'}"),
+        ("cpu", f"{machine['cpu_model']} · {machine['cpus_allowed'] or machine['cpus']} × · {features}"),
         ("memory", f"{machine['memory_gib']} GiB"),
         ("system", f"{machine['system']} {machine['architecture']}"),
         ("load_before", " ".join(str(value) for value in machine["load_average"] or ["-"])),
-    ]  # fmt: skip
+    ]
     if runs:
         lag = max((run["loop_lag_p50_s"] or 0.0) for run in runs) * 1000
         cpu = max(run["client_cpu_share"] for run in runs)

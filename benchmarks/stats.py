@@ -93,9 +93,9 @@ def paired_shares(both: int, only_a: int, only_b: int, neither: int, alpha: floa
     share_a, share_b = (both + only_a) / total, (both + only_b) / total
     product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     cross = both * neither - only_a * only_b
-    if cross > 0:
-        cross = max(cross - total / 2, 0)
-    phi = 0.0 if product == 0 else cross / math.sqrt(product)
+    # The continuity correction applies to positive association only.
+    corrected = max(cross - total / 2, 0) if cross > 0 else cross
+    phi = 0.0 if product == 0 else corrected / math.sqrt(product)
     low_a, high_a, low_b, high_b = share_a - a.low, a.high - share_a, share_b - b.low, b.high - share_b
     down = math.sqrt(max(0.0, low_a**2 - 2 * phi * low_a * high_b + high_b**2))
     up = math.sqrt(max(0.0, high_a**2 - 2 * phi * high_a * low_b + low_b**2))
@@ -122,11 +122,9 @@ def compare_pairs(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, s
     from scipy.stats import t
 
     half = float(t.ppf(1 - alpha / 2, n - 1)) * error
-    # A rounding error of the logarithms is not a difference.
-    if error < 1e-12:
-        p = 1.0 if abs(mean) < 1e-12 else 0.0
-    else:
-        p = 2 * float(t.sf(abs(mean) / error, n - 1))
+    # Runs that are all alike: a rounding error of the logarithms is not a difference.
+    exact = 1.0 if abs(mean) < 1e-12 else 0.0
+    p = exact if error < 1e-12 else 2 * float(t.sf(abs(mean) / error, n - 1))
     resampled = bootstrap(logs, lambda values: math.fsum(values) / len(values), alpha, seed)
     return PairedComparison(
         pairs=n,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -77,7 +77,7 @@ def duration_s(run: pd.DataFrame) -> float:
 
 
 def _values(column: pd.Series[float]) -> list[float]:
-    return cast("list[float]", column.dropna().tolist())
+    return column.dropna().tolist()
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -31,18 +31,22 @@ TEXTS: dict[str, dict[Language, str]] = {
     "meaning_run_NO VERDICT": {"en": "The run was not finished.", "zh": "测试未完成。"},
     # findings
     "speed_faster": {
-        "en": "Speed: B is faster, {gain:.3f} times A by {metric} ({confidence:.0%} interval {low:.3f} to {high:.3f}, "
+        "en": "Speed: B is faster, {gain:.3f} times A by {metric} "
+        "({confidence:.0%} interval {low:.3f} to {high:.3f}, "
         "{pairs} pairs).",
         "zh": "速度:B 更快,按{metric}为 A 的 {gain:.3f} 倍({confidence:.0%} 区间 {low:.3f} 至 {high:.3f},{pairs} 对)。",
     },
     "speed_slower": {
-        "en": "Speed: B is slower, {gain:.3f} times A by {metric} ({confidence:.0%} interval {low:.3f} to {high:.3f}, "
+        "en": "Speed: B is slower, {gain:.3f} times A by {metric} "
+        "({confidence:.0%} interval {low:.3f} to {high:.3f}, "
         "{pairs} pairs); up to {margin:.0%} worse is allowed.",
-        "zh": "速度:B 更慢,按{metric}为 A 的 {gain:.3f} 倍({confidence:.0%} 区间 {low:.3f} 至 {high:.3f},{pairs} 对);"
+        "zh": "速度:B 更慢,按{metric}为 A 的 {gain:.3f} 倍({confidence:.0%} "
+        "区间 {low:.3f} 至 {high:.3f},{pairs} 对);"
         "允许最多差 {margin:.0%}。",
     },
     "speed_same": {
-        "en": "Speed: no difference was shown by {metric}: {gain:.3f} times A ({confidence:.0%} interval {low:.3f} to "
+        "en": "Speed: no difference was shown by {metric}: {gain:.3f} "
+        "times A ({confidence:.0%} interval {low:.3f} to "
         "{high:.3f}, {pairs} pairs); up to {margin:.0%} worse is allowed.",
         "zh": "速度:按{metric}未显示出差异:为 A 的 {gain:.3f} 倍({confidence:.0%} 区间 {low:.3f} 至 {high:.3f},"
         "{pairs} 对);允许最多差 {margin:.0%}。",
@@ -63,24 +67,31 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Errors of {side}: {failed} of {total} requests; at most {limit:.1%} are allowed.",
         "zh": "{side} 的错误:{total} 个请求中 {failed} 个;上限为 {limit:.1%}。",
     },
+    "errors_none_sent": {
+        "en": "Errors of {side}: no request was sent.",
+        "zh": "{side} 的错误:没有发送请求。",
+    },
     "errors_all": {
         "en": "Errors of {side}: none of {total} requests succeeded.",
         "zh": "{side} 的错误:{total} 个请求无一成功。",
     },
     "accuracy_kept": {
-        "en": "Quality: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} (B) on {labelled_calls} labelled calls; a loss "
+        "en": "Quality: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} "
+        "(B) on {labelled_calls} labelled calls; a loss "
         "of more than {limit:.1%} is ruled out (interval {low:+.1%} to {high:+.1%}).",
         "zh": "质量:{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}(A)和 {accuracy_b:.1%}(B);"
         "可排除超过 {limit:.1%} 的损失(区间 {low:+.1%} 至 {high:+.1%})。",
     },
     "accuracy_broken": {
-        "en": "Quality: B is worse: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} (B) on {labelled_calls} labelled "
+        "en": "Quality: B is worse: accuracy {accuracy_a:.1%} (A) and "
+        "{accuracy_b:.1%} (B) on {labelled_calls} labelled "
         "calls; the loss is more than {limit:.1%} (interval {low:+.1%} to {high:+.1%}).",
         "zh": "质量:B 更差:{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}(A)和 {accuracy_b:.1%}(B);"
         "损失超过 {limit:.1%}(区间 {low:+.1%} 至 {high:+.1%})。",
     },
     "accuracy_unsure": {
-        "en": "Quality: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} (B) on {labelled_calls} labelled calls; a loss "
+        "en": "Quality: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} "
+        "(B) on {labelled_calls} labelled calls; a loss "
         "of more than {limit:.1%} is not ruled out (interval {low:+.1%} to {high:+.1%}).",
         "zh": "质量:{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}(A)和 {accuracy_b:.1%}(B);"
         "不能排除超过 {limit:.1%} 的损失(区间 {low:+.1%} 至 {high:+.1%})。",
@@ -94,9 +105,11 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "质量:{calls} 通通话中只有 {agreement:.1%} 回答一致;要求至少 {limit:.0%}。",
     },
     "agreement_unsure": {
-        "en": "Quality: both answer alike on {agreement:.1%} of {calls} calls (interval {low:.1%} to {high:.1%}); whether "
+        "en": "Quality: both answer alike on {agreement:.1%} of {calls} "
+        "calls (interval {low:.1%} to {high:.1%}); whether "
         "{limit:.0%} are reached is open.",
-        "zh": "质量:{calls} 通通话中 {agreement:.1%} 回答一致(区间 {low:.1%} 至 {high:.1%});是否达到 {limit:.0%} 尚不能定。",
+        "zh": "质量:{calls} 通通话中 {agreement:.1%} 回答一致(区间 {low:.1%} "
+        "至 {high:.1%});是否达到 {limit:.0%} 尚不能定。",
     },
     "agreement_missing": {
         "en": "Quality: no call was answered by both sides.",
@@ -146,9 +159,11 @@ TEXTS: dict[str, dict[Language, str]] = {
     "too_few": {"en": "too few requests", "zh": "请求太少"},
     "forest": {"en": "B against A, pair by pair", "zh": "逐对比较 B 与 A"},
     "forest_note": {
-        "en": "Each pair is one run on A and one on B, right after each other. Right of the line: B is better. The bar is "
+        "en": "Each pair is one run on A and one on B, right after each "
+        "other. Right of the line: B is better. The bar is "
         "the {confidence:.0%} interval of the mean; grey reaches as far as the margin allows B to be worse.",
-        "zh": "每一对是紧接着的一次 A 和一次 B。线右侧表示 B 更好。横条是均值的 {confidence:.0%} 区间;灰色为允许 B 变差的范围。",
+        "zh": "每一对是紧接着的一次 A 和一次 B。线右侧表示 B 更好。横条是均值的 "
+        "{confidence:.0%} 区间;灰色为允许 B 变差的范围。",
     },
     "forest_axis": {"en": "how many times as good as A", "zh": "为 A 的多少倍"},
     "pair": {"en": "pair {pair}", "zh": "第 {pair} 对"},

@@ -247,7 +247,9 @@ def main(words: Sequence[str]) -> int:
         return 2
     listener = socket.create_server((truth.host, truth.port), backlog=1024)
     print(json.dumps({"url": f"http://{truth.host}:{listener.getsockname()[1]}"}), flush=True)
-    config = uvicorn.Config(TruthApp(truth), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        TruthApp(truth), log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1
+    )
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 

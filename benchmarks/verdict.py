@@ -55,7 +55,9 @@ def judge_speed(comparison: PairedComparison | None, rules: VerdictRules) -> Fin
 def judge_errors(side: str, failed: int, total: int, rules: VerdictRules) -> Finding:
     """An A that fails is no baseline (INVALID); a B that fails is worse."""
     values = {"side": side.upper(), "failed": failed, "total": total, "limit": rules.max_error_rate}
-    if total == 0 or failed == total:
+    if total == 0:
+        return Finding("errors", "NO VERDICT", "errors_none_sent", values)
+    if failed == total:
         return Finding("errors", "INVALID" if side == "a" else "FAIL", "errors_all", values)
     if failed / total <= rules.max_error_rate:
         return Finding("errors", "PASS", "errors_few", values)
@@ -82,8 +84,13 @@ def judge_quality(quality: dict[str, Any], rules: VerdictRules) -> list[Finding]
 
 
 def decide(findings: list[Finding]) -> Answer:
-    """The worst finding decides: an invalid run says nothing, one broken rule is enough to fail."""
+    """The worst finding decides: an invalid run says nothing, one broken rule is enough to fail.
+
+    A comparison that was broken off has no verdict, however it looked by then.
+    """
     answers = {finding.answer for finding in findings}
+    if any(finding.rule == "completeness" for finding in findings):
+        return "NO VERDICT"
     for answer in ("INVALID", "FAIL", "NO VERDICT"):
         if answer in answers:
             return answer

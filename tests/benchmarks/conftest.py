@@ -91,12 +91,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
 @pytest.fixture
 def calls_file(tmp_path: Path) -> Path:
-    """120 calls of four categories; the truth server knows each from what stands after ``#``."""
+    """240 calls of four categories; the truth server knows each from what stands after ``#``."""
     names = ("网络故障", "账单争议", "服务态度", "物流")
     path = tmp_path / "calls.jsonl"
     rows = [
         {"conversation_id": f"c{n}", "input_text": f"第 {n} 通 #{names[n % 4]}", "complaint_category": names[n % 4]}
-        for n in range(120)
+        for n in range(240)
     ]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path

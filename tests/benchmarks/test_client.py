@@ -58,9 +58,7 @@ def test_times_and_tokens_are_the_servers_in_every_way_to_write_a_stream(stream,
 
 @pytest.mark.parametrize("mode", ["plain", "several", "usage_each+several", "reasoning"])
 def test_time_per_token_does_not_depend_on_how_tokens_are_packed(stream, mode):
-    """
-    Dividing by N - 1 would be an eighth too low with four tokens per event (24 tokens).
-    """
+    """Dividing by N - 1 would be an eighth too low with four tokens per event (24 tokens)."""
     records, _, log, _ = stream(mode, requests=6)
 
     per_event = TOKENS / int(records["events"].iloc[0])
@@ -122,9 +120,7 @@ def test_a_failure_has_its_class_and_no_latency(stream, mode, kind, status):
 
 
 def test_a_client_goes_on_after_a_failure(stream):
-    """
-    A broken connection is not used again, and the user that met it sends its next request.
-    """
+    """A broken connection is not used again, and the user that met it sends its next request."""
     records, _, log, _ = stream("abrupt", requests=4)
 
     assert len(log) == len(records) == 4
@@ -156,9 +152,7 @@ def test_a_body_that_is_shorter_than_announced_is_truncated(client):
 
 
 def test_connections_are_used_again(client):
-    """
-    Each new connection would add its handshake to the time to first token.
-    """
+    """Each new connection would add its handshake to the time to first token."""
     body = b'{"category": "x", "confidence": 0.5}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     accepted: list[int] = []
@@ -223,9 +217,7 @@ def test_a_constant_rate_shows_a_frozen_server_where_a_closed_loop_hides_it(trut
 
 
 def test_a_busy_generator_says_so(truth_server, client):
-    """
-    With answers that take no time the generator itself is the limit.
-    """
+    """With answers that take no time the generator itself is the limit."""
     server = truth_server("service_ms=0")
 
     _, busy = client("classify").run(server.url, users=16, duration_s=1.5)
@@ -236,9 +228,7 @@ def test_a_busy_generator_says_so(truth_server, client):
 
 
 def test_a_person_who_uses_the_package_gets_no_patched_interpreter():
-    """
-    Locust patches sockets and threads when it is imported; that must stay in its own process.
-    """
+    """Locust patches sockets and threads when it is imported; that must stay in its own process."""
     code = (
         "import sys, benchmarks.__main__, benchmarks.compare, benchmarks.measure, benchmarks.demo;"
         "print([name for name in ('gevent', 'locust', 'geventhttpclient') if name in sys.modules])"

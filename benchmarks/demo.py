@@ -1,0 +1,140 @@
+"""``make demo``: two deployments of the model server, measured against each other on real calls.
+
+Starts one server for each of two environments that differ in their optimisation settings, sends both the same
+Chinese complaint calls in turns, decides whether the candidate may replace the baseline, writes a report, and stops
+what it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmarks.__main__ import complain, print_result
+from benchmarks.calls import calls_of
+from benchmarks.config import Scenario
+from benchmarks.deployments import Command, deployed, model_server, wait_until_ready
+from benchmarks.errors import NO_VERDICT, BenchmarkError
+from benchmarks.progress import Display
+from benchmarks.records import Arm
+from benchmarks.session import Side, results_folder
+from runconfig import ConfigError, RunConfig, load, read_yaml
+
+SCENARIO = Path(__file__).parent / "configs" / "demo.yml"
+EXAMPLES = """\
+examples:
+  make demo                             the calls of data/calls.jsonl, about two minutes
+  make demo CALLS=my.jsonl              your own: one {"input_text": "...", "complaint_category": "..."} per line,
+                                        the category may be missing (then only agreement is judged)
+  python -m benchmarks.demo lang=zh     the report in Chinese
+  python -m benchmarks.demo pairs=16 verdict.primary=latency_p50
+  python -m benchmarks.demo baseline=environments/local.yml candidate=my.yml
+
+Other keys are those of benchmarks/configs/demo.yml.
+
+exit codes: 0 pass, 1 fail, 2 usage, 3 no verdict (or interrupted), 4 invalid run or a server that did not start
+"""
+
+
+class Sides(RunConfig):
+    """The two environments."""
+
+    baseline: Path = Path("environments/demo-baseline.yml")
+    candidate: Path = Path("environments/demo-candidate.yml")
+
+
+def main(arguments: Sequence[str] | None = None, command: Command = model_server) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    options = parser.parse_args(arguments)
+    try:
+        with _asked_to_stop():
+            return demo(options.settings, command, as_json=options.json)
+    except (BenchmarkError, ConfigError) as error:
+        return complain(error, as_json=options.json)
+    except KeyboardInterrupt:
+        print("interrupted; the servers were stopped", file=sys.stderr)
+        return NO_VERDICT
+
+
+def demo(words: Sequence[str], command: Command, *, as_json: bool) -> int:
+    """Start, compare, report, stop; the exit code is the verdict's.
+
+    Raises:
+        BenchmarkError: It could not be done.
+    """
+    from benchmarks.compare import compare
+
+    started = time.monotonic()
+    own = Sides.model_fields
+    sides = Sides.model_validate(dict(word.split("=", 1) for word in words if word.partition("=")[0] in own))
+    scenario = load(Scenario, SCENARIO, [word for word in words if word.partition("=")[0] not in own])
+    calls_of(scenario)  # before anything is started
+    environments: dict[Arm, Path] = {"a": sides.baseline, "b": sides.candidate}
+    settings = {arm: read_yaml(path) for arm, path in environments.items()}
+    folder = results_folder(scenario)
+    scenario = scenario.model_copy(update={"out": folder})
+    with Display(quiet=as_json) as display, contextlib.ExitStack() as servers:
+        running = {
+            arm: servers.enter_context(deployed(path, folder / f"server-{arm}.log", command))
+            for arm, path in environments.items()
+        }
+        for arm, deployment in running.items():
+            display.begin(f"starting {environments[arm]}")
+            wait_until_ready(deployment)
+            display.end()
+        measured = {
+            arm: Side(deployment.url, environments[arm].stem, deployment.process.pid, settings[arm])
+            for arm, deployment in running.items()
+        }
+        code, summary = compare(scenario, display, measured)
+        display.begin("stopping the servers")
+    _point_to(folder)
+    print_result(summary, scenario.lang, as_json=as_json)
+    print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
+    return code
+
+
+def _point_to(folder: Path) -> None:
+    """``runs/latest`` is the newest demo, where links can be made."""
+    link = folder.parent / "latest"
+    with contextlib.suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(folder.name, target_is_directory=True)
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop the servers as Ctrl-C does."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
