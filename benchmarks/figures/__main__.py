@@ -14,12 +14,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.figures import generation
+from benchmarks.figures import behaviour, classification, generation, quota
 from benchmarks.figures.table import Figure
 
 FIGURES: dict[str, Callable[[Path, Path, int], list[Figure]]] = {
     "generation": generation.measure,
     "cold_start": generation.cold_start,
+    "classify_tiny": classification.tiny,
+    "classify_scoring": classification.scoring,
+    "responsiveness": behaviour.responsiveness,
+    "overload": behaviour.overload,
+    "drain": behaviour.drain,
+    "quota": quota.measure,
 }
 
 

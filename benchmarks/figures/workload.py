@@ -14,6 +14,7 @@ from model_server.engine import Message
 from model_server.model_source import resolve
 
 CALLS = Path("data/calls.jsonl")
+TINY = Path("models/complaints-tiny")
 
 
 @cache
