@@ -43,23 +43,24 @@ def responsiveness(model: Path, folder: Path, _pairs: int) -> list[Figure]:
 async def _probe(server: Server) -> tuple[list[float], list[float], list[tuple[str, float]]]:
     """Latencies of /health and of 429 in ms, and (request id, monotonic seconds) of each leaving."""
     limits = httpx2.Limits(max_connections=100)
-    async with httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        async with _streams(client, STREAMS):
-            health = [await _timed(lambda: client.get("/health"), 200) for _ in range(SAMPLES)]
-            left = []
-            for number in range(SAMPLES // 3):
-                identity = f"leaving-{number}"
-                async with client.stream(
-                    "POST", "/v1/chat/completions", json=_chat(900), headers={"x-request-id": identity}
-                ) as answer:
-                    await anext(answer.aiter_lines())
-                left.append((identity, time.monotonic()))
-                await asyncio.sleep(0.05)
-            async with _streams(client, 1):  # the last slot
-                refused = [
-                    await _timed(lambda: client.post("/v1/chat/completions", json=_chat(8)), 429)
-                    for _ in range(SAMPLES)
-                ]
+    async with (
+        httpx2.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client,
+        _streams(client, STREAMS),
+    ):
+        health = [await _timed(lambda: client.get("/health"), 200) for _ in range(SAMPLES)]
+        left = []
+        for number in range(SAMPLES // 3):
+            identity = f"leaving-{number}"
+            async with client.stream(
+                "POST", "/v1/chat/completions", json=_chat(900), headers={"x-request-id": identity}
+            ) as answer:
+                await anext(answer.aiter_lines())
+            left.append((identity, time.monotonic()))
+            await asyncio.sleep(0.05)
+        async with _streams(client, 1):  # the last slot
+            refused = [
+                await _timed(lambda: client.post("/v1/chat/completions", json=_chat(8)), 429) for _ in range(SAMPLES)
+            ]
     return health, refused, left
 
 
@@ -96,6 +97,10 @@ async def _streams(client: httpx2.AsyncClient, number: int) -> AsyncIterator[Non
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+
+
+def _many(values_ms: list[float]) -> str:
+    return f"median {percentile(values_ms, 50):.1f} ms, longest {max(values_ms):.1f} ms, {len(values_ms)} times"
 
 
 def _chat(max_tokens: int) -> dict[str, Any]:
@@ -177,7 +182,7 @@ async def _terminate(server: Server, streams: int) -> tuple[int, bool, int, floa
 
     async def stream(client: httpx2.AsyncClient) -> bool:
         done = begun_here = False
-        async with client.stream("POST", "/v1/chat/completions", json=_chat(300)) as answer:
+        async with client.stream("POST", "/v1/chat/completions", json=_chat(120)) as answer:
             async for line in answer.aiter_lines():
                 if '"content":"' in line and not begun_here:
                     begun_here = True

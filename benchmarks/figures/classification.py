@@ -35,7 +35,8 @@ def tiny(_model: Path, folder: Path, pairs: int) -> list[Figure]:
     texts = [call.text for call in read_calls(CALLS)]
     prepared = [prompt_text(prepare_call(text, settings, lambda t: len(count(t))), settings) for text in texts]
     labels = list(settings.label_ids.values())
-    command = {"prompts": prepared * 2, "label_ids": labels, "batch": CLIENTS}
+    prepared *= 2
+    command = {"prompts": prepared, "label_ids": labels, "batch": CLIENTS}
     alone, served, worst = [], [], []
     with (
         serving(path, [], folder / "server.log") as server,
@@ -48,7 +49,7 @@ def tiny(_model: Path, folder: Path, pairs: int) -> list[Figure]:
             alone.append(answer["prompts"] / answer["seconds"])
 
         def http() -> None:
-            records = require_success(load.send(server.url, users=CLIENTS, requests=len(command["prompts"])))
+            records = require_success(load.send(server.url, users=CLIENTS, requests=len(prepared)))
             served.append(len(records) / span_s(records))
             latency = records["end_s"] - records["sent_s"]
             worst.append(float(latency.max() / latency.median()))
