@@ -100,6 +100,8 @@ def prepare(
                 shutil.copyfile(source / file, partial / file)
         for file, text in (extra or {}).items():
             (partial / file).write_text(text, encoding="utf-8")
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors writes 0600, and servers run under users of their own
         _check_result(partial, wanted.source)
         manifest = model_source.write_manifest(
             partial,

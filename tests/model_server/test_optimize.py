@@ -40,7 +40,9 @@ def tools(tmp_path, monkeypatch):
     def behave(text):
         script("optimum-cli", text)
 
-    behave('for last; do :; done; mkdir -p "$last"; echo "$@" > "$last/arguments"; touch "$last/openvino_config.json"')
+    behave(
+        'for last; do :; done; mkdir -p "$last"; echo "$@" > "$last/arguments"; umask 077; touch "$last/openvino_config.json" "$last/model.bin"'
+    )
     return behave
 
 
@@ -53,13 +55,14 @@ def test_the_directory_is_complete_and_its_manifest_names_files_method_and_versi
     assert run(source, out, "group_size=32") == 0
     manifest = json.loads((out / "manifest.json").read_bytes())
     assert set(manifest["files"]) == {
-        "arguments", "chat_template.jinja", "classification.json", "generation_config.json", "tokenizer.json",
-        "tokenizer_config.json",
+        "arguments", "chat_template.jinja", "classification.json", "generation_config.json", "model.bin",
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert (manifest["weight_bits"], manifest["engine"]) == (4, "openvino")
     assert "int4 symmetric, group 32" in manifest["method"]
     assert manifest["versions"] == {"nncf": "3.4.0"}
     assert str(tmp_path) not in (out / "manifest.json").read_text()
+    assert {path.stat().st_mode & 0o444 for path in out.iterdir()} == {0o444}
     arguments = (out / "arguments").read_text()
     assert "--weight-format int4 --sym --group-size 32 --ratio 1.0" in arguments
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["out"] == str(out)
