@@ -41,7 +41,8 @@ def tools(tmp_path, monkeypatch):
         script("optimum-cli", text)
 
     behave(
-        'for last; do :; done; mkdir -p "$last"; echo "$@" > "$last/arguments"; umask 077; touch "$last/openvino_config.json" "$last/model.bin"'
+        'for last; do :; done; mkdir -p "$last"; echo "$@" > "$last/arguments"; '
+        'umask 077; touch "$last/openvino_config.json" "$last/model.bin"'
     )
     return behave
 
