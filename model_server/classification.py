@@ -58,9 +58,8 @@ CATEGORIES = (
 )
 LABELS = {category.letter: category.name for category in CATEGORIES}
 
-INSTRUCTION = (
-    "你是投诉分类员。阅读通话,按客户现在仍未解决的根本原因,从下列类别中选一个,只回答字母。\n"
-    + "\n".join(f"{letter} {name}" for letter, name in LABELS.items())
+INSTRUCTION = "你是投诉分类员。阅读通话,按客户现在仍未解决的根本原因,从下列类别中选一个,只回答字母。\n" + "\n".join(
+    f"{letter} {name}" for letter, name in LABELS.items()
 )
 """The system turn, before anything that differs between calls: engines cache its keys and values."""
 
@@ -105,17 +104,13 @@ class ClassificationSettings(runconfig.RunConfig):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> ClassificationSettings:
         if not self.labels or list(self.labels) != list(self.label_ids):
-            raise ValueError(
-                "labels and label_ids must name the same letters in the same order, at least one"
-            )
+            raise ValueError("labels and label_ids must name the same letters in the same order, at least one")
         if len(set(self.label_ids.values())) != len(self.label_ids) or min(self.label_ids.values()) < 0:
             raise ValueError("label_ids must be distinct and not negative")
         if len(set(self.labels.values())) != len(self.labels):
             raise ValueError("two letters have the same category")
         if self.prompt_sha256 != prompt_sha256(self.prompt_prefix, self.prompt_suffix):
-            raise ValueError(
-                "prompt_sha256 does not belong to prompt_prefix and prompt_suffix: one was edited"
-            )
+            raise ValueError("prompt_sha256 does not belong to prompt_prefix and prompt_suffix: one was edited")
         return self
 
     @property
@@ -168,9 +163,7 @@ def load_settings(model_dir: Path) -> ClassificationSettings | None:
     try:
         raw = json.loads(path.read_bytes())
         if not isinstance(raw, dict):
-            raise ModelLoadError(
-                str(model_dir), f"{FILE_NAME} must hold an object, got a {type(raw).__name__}"
-            )
+            raise ModelLoadError(str(model_dir), f"{FILE_NAME} must hold an object, got a {type(raw).__name__}")
         return runconfig.validate(ClassificationSettings, raw, FILE_NAME)
     except (OSError, ValueError) as error:  # JSON, UTF-8 and ConfigError are all ValueErrors
         raise ModelLoadError(str(model_dir), f"{FILE_NAME}: {error}") from error
@@ -182,9 +175,7 @@ def write_settings(settings: ClassificationSettings, model_dir: Path) -> None:
     (model_dir / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def check_labels(
-    settings: ClassificationSettings, encode: Callable[[str], Sequence[int]], source: str
-) -> None:
+def check_labels(settings: ClassificationSettings, encode: Callable[[str], Sequence[int]], source: str) -> None:
     """Assert that this tokeniser reads each letter after the prompt as its one token and as nothing else.
 
     Args:
@@ -222,6 +213,8 @@ _UNWANTED = {"Cc", "Cf", "Cs", "Co", "Cn"}
 
 
 def _plain(text: str) -> str:
+    if text.replace("\n", "").isprintable():  # nearly every call: 13 us instead of 27
+        return text
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _UNWANTED)
 
 
@@ -231,9 +224,7 @@ def clean_call(text: str) -> str:
     Angle brackets become 〈〉, except around masking's tokens: a caller must not be able to write
     ``<|im_end|>`` and so leave the user turn. Applied twice, the second time changes nothing.
     """
-    text = unicodedata.normalize(
-        "NFKC", _plain(text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " "))
-    )
+    text = unicodedata.normalize("NFKC", _plain(text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " ")))
     lines = (re.sub(r"\s+", " ", line).strip() for line in re.split(r"[\n\u2028\u2029]", _plain(text)))
     text = "\n".join(line for line in lines if line)
     text = _SPEAKER.sub(lambda found: f"{_SPEAKER_OF[found[1].lower()]}:", text)
@@ -313,9 +304,7 @@ def probabilities(label_logprobs: Sequence[float], settings: ClassificationSetti
     """
     scores = np.asarray(label_logprobs, dtype=np.float64)
     if scores.shape != (len(settings.labels),):
-        raise ValueError(
-            f"expected {len(settings.labels)} label scores, got an array of shape {scores.shape}"
-        )
+        raise ValueError(f"expected {len(settings.labels)} label scores, got an array of shape {scores.shape}")
     highest = float(scores.max())
     if not math.isfinite(highest) or bool(np.isnan(scores).any()):
         raise ValueError(f"label scores must be numbers with a finite maximum, got {scores.tolist()}")
@@ -344,7 +333,5 @@ def decide_from_text(answer: str, settings: ClassificationSettings) -> Decision:
     """
     letter = answer.strip()[:1].upper()
     if letter not in settings.labels:
-        raise ValueError(
-            f"the model answered {answer[:40]!r}, which begins with none of {', '.join(settings.labels)}"
-        )
+        raise ValueError(f"the model answered {answer[:40]!r}, which begins with none of {', '.join(settings.labels)}")
     return Decision(category=settings.labels[letter], confidence=None, probabilities=None, needs_review=True)
