@@ -21,8 +21,8 @@ from benchmarks.records import Arm
 from benchmarks.report import write_report
 from benchmarks.sampler import server_use
 from benchmarks.session import Session, Side, interrupted
-from benchmarks.stats import PairedComparison, compare_pairs
-from benchmarks.summary import metric_of_run, summarise
+from benchmarks.stats import PairedComparison, compare_pairs, ratio_of_batches
+from benchmarks.summary import batches_of_run, metric_of_run, summarise
 from benchmarks.verdict import EXIT_CODES, Finding, decide, judge_errors, judge_quality, judge_speed
 
 ARMS: tuple[Arm, Arm] = ("a", "b")
@@ -105,6 +105,7 @@ def evaluate(
         "findings": [asdict(finding) for finding in findings],
         "primary": rules.primary,
         "comparison": None if comparison is None else asdict(comparison),
+        "pair_intervals": [] if comparison is None else _pair_intervals(measured, table, scenario),
         "a": summarise(by_arm["a"], users["a"]) | server_use(samples, "server_a", _of(table, "a")),
         "b": summarise(by_arm["b"], users["b"]) | server_use(samples, "server_b", _of(table, "b")),
         "quality": quality,
@@ -151,6 +152,24 @@ def _compare(table: list[dict[str, Any]], scenario: Scenario) -> PairedCompariso
     return compare_pairs(
         [values["a"] for values in whole], [values["b"] for values in whole], scenario.verdict.alpha, scenario.seed
     )
+
+
+def _pair_intervals(
+    measured: pd.DataFrame, table: list[dict[str, Any]], scenario: Scenario
+) -> list[list[float] | None]:
+    """For each whole pair, the interval of b / a from the noise within its two runs; None with too few answers."""
+    batches = {
+        (row["pair"], row["arm"]): batches_of_run(measured[measured["run"] == row["run"]], scenario.verdict.primary)
+        for row in table
+    }
+    found: list[list[float] | None] = []
+    for pair in sorted({row["pair"] for row in table}):
+        a, b = batches.get((pair, "a")), batches.get((pair, "b"))
+        if a is None or b is None:
+            continue
+        interval = ratio_of_batches(a, b, scenario.verdict.alpha) if a and b else None
+        found.append(None if interval is None else [interval.low, interval.high])
+    return found
 
 
 def _validity(runs: list[dict[str, Any]]) -> list[Finding]:

@@ -29,15 +29,28 @@ def forest(summary: dict[str, Any], margin: float, lang: Language) -> go.Figure:
 
     ratios = [turn(ratio) for ratio in comparison["ratios"]]
     names = [say("pair", lang, pair=number) for number in range(1, len(ratios) + 1)]
+    ends_of_pairs = [
+        sorted((turn(ends[0]), turn(ends[1]))) if ends else [ratio, ratio]
+        for ends, ratio in zip(summary["pair_intervals"], ratios, strict=True)
+    ]
     figure = go.Figure()
     figure.add_scatter(
         x=ratios,
         y=names,
         mode="markers",
         marker={"size": 9, "color": COLOURS["b"], "symbol": "square"},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, ends[1] - ratio) for ends, ratio in zip(ends_of_pairs, ratios, strict=True)],
+            "arrayminus": [max(0.0, ratio - ends[0]) for ends, ratio in zip(ends_of_pairs, ratios, strict=True)],
+            "thickness": 1.2,
+            "width": 0,
+            "color": COLOURS["b"],
+        },
         hovertemplate="%{y}: %{x:.3f}<extra></extra>",
     )
-    everything = list(ratios)
+    everything = [*ratios, *(end for ends in ends_of_pairs for end in ends)]
     for key, name, symbol in (("t", "overall", "diamond"), ("bootstrap", "overall_bootstrap", "diamond-open")):
         ends = sorted((turn(comparison[key]["low"]), turn(comparison[key]["high"])))
         middle = turn(comparison["ratio"])
@@ -78,12 +91,12 @@ def forest(summary: dict[str, Any], margin: float, lang: Language) -> go.Figure:
 def latency_cdf(records: pd.DataFrame, names: dict[str, str], lang: Language) -> go.Figure:
     """Share of successful requests that took at most so long; a logarithmic axis when they span a decade."""
     figure = go.Figure()
-    spread = 1.0
+    every: list[float] = []
     for arm, rows in records[records["ok"]].groupby("arm"):
         values = np.sort(rows["latency_scheduled_s"].to_numpy(float)) * 1000
         shares = np.linspace(0, 1, min(len(values), 400))
         points = np.quantile(values, shares)
-        spread = max(spread, float(points[-1] / max(points[0], 1e-6)))
+        every += [float(points[0]), float(points[-1])]
         figure.add_scatter(
             x=np.round(points, 3),
             y=np.round(shares, 4),
@@ -93,7 +106,7 @@ def latency_cdf(records: pd.DataFrame, names: dict[str, str], lang: Language) ->
             hovertemplate="%{y:.1%}: %{x:.1f} ms<extra></extra>",
         )
     _lay_out(figure, 380)
-    figure.update_xaxes(title=say("latency_axis", lang), **_decades(spread))
+    figure.update_xaxes(title=say("latency_axis", lang), **_span(every))
     figure.update_yaxes(title=say("share", lang), tickformat=".0%")
     return figure
 
@@ -142,12 +155,11 @@ def timeline(records: pd.DataFrame, samples: pd.DataFrame, names: dict[str, str]
         hovertemplate="%{y:.0f} %<extra></extra>",
     )
     good = records[records["ok"]]
-    spread = 1.0
+    every: list[float] = []
     for arm, name in names.items():
         rows = thin_out(good[good["arm"] == arm], MOST_POINTS // len(names))
         values = rows["latency_scheduled_s"].to_numpy(float) * 1000
-        if len(values):
-            spread = max(spread, float(values.max() / max(values.min(), 1e-6)))
+        every += [float(values.min()), float(values.max())] if len(values) else []
         figure.add_scatter(
             x=rows["scheduled_s"].round(3).to_numpy(float),
             y=np.round(values, 3),
@@ -169,7 +181,7 @@ def timeline(records: pd.DataFrame, samples: pd.DataFrame, names: dict[str, str]
         )
     _lay_out(figure, 400)
     figure.update_layout(
-        yaxis={"title": {"text": say("latency_axis", lang)}, **_decades(spread)},
+        yaxis={"title": {"text": say("latency_axis", lang)}, **_span(every)},
         yaxis2={
             "overlaying": "y",
             "side": "right",
@@ -204,8 +216,8 @@ def agreement(confusion: dict[str, Any]) -> go.Figure:
         hovertemplate="A %{y}<br>B %{x}: %{customdata}<extra></extra>",
     )
     _lay_out(figure, 130 + 30 * len(names))
-    figure.update_xaxes(title="B", tickangle=-45, showgrid=False)
-    figure.update_yaxes(title="A", autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickangle=-45, showgrid=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
 
 
@@ -273,7 +285,7 @@ def _lay_out(figure: go.Figure, height: int) -> None:
         paper_bgcolor=PAPER,
         plot_bgcolor=PAPER,
         font={"family": "system-ui, 'Noto Sans CJK SC', 'PingFang SC', 'Microsoft YaHei', sans-serif", "color": INK},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemsizing": "constant"},
         hovermode="closest",
         showlegend=len([trace for trace in figure.data if trace.name]) > 1,
     )
@@ -281,8 +293,17 @@ def _lay_out(figure: go.Figure, height: int) -> None:
     figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True, title_standoff=12)
 
 
-def _decades(spread: float) -> dict[str, Any]:
-    return {"type": "log", "dtick": 1 if spread > 100 else "D2"} if spread > 10 else {"rangemode": "tozero"}
+def _span(values: list[float]) -> dict[str, Any]:
+    """An axis for positive values: logarithmic with round ticks when they span more than a decade."""
+    if not values or max(values) < 10 * max(min(values), 1e-6):
+        return {"rangemode": "tozero"}
+    low, high = max(min(values), 1e-6), max(values)
+    ticks = [
+        digit * 10.0**power
+        for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for digit in ((1, 2, 5) if high < 1000 * low else (1,))
+    ]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _middle(row: dict[str, Any]) -> float:

@@ -27,7 +27,7 @@ def judge(a: pd.DataFrame, b: pd.DataFrame, alpha: float) -> dict[str, Any]:
 
     Differences are A - B, so a positive drop is B's loss. Everything is over the calls that both answered.
     """
-    both = a.join(b, how="inner", lsuffix="_a", rsuffix="_b")
+    both = a.merge(b, left_index=True, right_index=True, suffixes=("_a", "_b"))
     total = len(both)
     found: dict[str, Any] = {
         "calls": total,

@@ -286,8 +286,8 @@ def _css(answer: str) -> str:
 
 def _page(title: str, body: str, figures: Mapping[str, go.Figure], lang: Language) -> str:
     data = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
-    # "</" would end the script element early.
-    plots = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    # "</script" and "<!--" would end or change the script element.
+    plots = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ def wilson(successes: int, total: int, alpha: float = 0.05) -> Interval:
     """
     if total <= 0 or not 0 <= successes <= total:
         raise ValueError(f"need 0 <= successes <= total and total > 0, got {successes} of {total}")
-    z = _normal_quantile(1 - alpha / 2)
+    z = statistics.NormalDist().inv_cdf(1 - alpha / 2)
     share = successes / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -136,6 +137,24 @@ def compare_pairs(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, s
     )
 
 
+def ratio_of_batches(a: Sequence[float], b: Sequence[float], alpha: float = 0.05) -> Interval:
+    """Interval of b / a of two runs from batches of each (Welch's t on logarithms).
+
+    It holds noise within the two runs only; what a run shares with the machine at that moment is not in it.
+    """
+    from scipy.stats import t
+
+    logs = [[math.log(value) for value in side] for side in (a, b)]
+    # Variance of each mean.
+    left, right = (statistics.variance(side) / len(side) for side in logs)
+    shift = statistics.fmean(logs[1]) - statistics.fmean(logs[0])
+    if left + right == 0:
+        return Interval(math.exp(shift), math.exp(shift))
+    freedom = (left + right) ** 2 / (left**2 / (len(a) - 1) + right**2 / (len(b) - 1))
+    half = float(t.ppf(1 - alpha / 2, freedom)) * math.sqrt(left + right)
+    return Interval(math.exp(shift - half), math.exp(shift + half))
+
+
 def bootstrap(
     values: Sequence[float],
     statistic: Callable[[Sequence[float]], float],
@@ -171,9 +190,3 @@ def macro_f1(pairs: Sequence[tuple[str, str]]) -> float:
         raise ValueError("macro-F1 of no predictions is not 0")
     scores = f1_by_class(pairs)
     return math.fsum(scores.values()) / len(scores)
-
-
-def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(p)

@@ -66,6 +66,35 @@ def metric_of_run(records: pd.DataFrame, metric: Metric) -> float | None:
     return stated_percentile(values, float(statistic.removeprefix("p")))
 
 
+def batches_of_run(records: pd.DataFrame, metric: Metric, batches: int = 8) -> list[float]:
+    """``metric`` of consecutive parts of one run with equally many answers; empty when they are too few.
+
+    What these differ by is noise within the run, which says how far one run can be trusted by itself.
+    """
+    good = records[records["ok"]].sort_values("end_s")
+    if len(good) < 4 * batches:
+        return []
+    found, begin = [], float(records["scheduled_s"].min())
+    for part in range(batches):
+        rows = good.iloc[part * len(good) // batches : (part + 1) * len(good) // batches]
+        end = float(rows["end_s"].max())
+        found.append(_metric_of_part(rows, metric, end - begin))
+        begin = end
+    return found if all(value > 0 for value in found) else []
+
+
+def _metric_of_part(rows: pd.DataFrame, metric: Metric, seconds: float) -> float:
+    if metric == "qps":
+        return len(rows) / seconds if seconds > 0 else 0.0
+    if metric == "tokens_per_s":
+        return float(rows["output_tokens"].fillna(0).sum()) / seconds if seconds > 0 else 0.0
+    name, _, statistic = metric.partition("_")
+    values = _values(rows[_COLUMN[name]])
+    if not values:
+        return 0.0
+    return sum(values) / len(values) if statistic == "avg" else percentile(values, float(statistic.removeprefix("p")))
+
+
 def stated_percentile(values: list[float], q: float) -> float | None:
     """The percentile, or None when there are fewer values than it takes to state it."""
     return percentile(values, q) if len(values) >= minimum_samples(q) else None

@@ -159,11 +159,12 @@ TEXTS: dict[str, dict[Language, str]] = {
     "too_few": {"en": "too few requests", "zh": "请求太少"},
     "forest": {"en": "B against A, pair by pair", "zh": "逐对比较 B 与 A"},
     "forest_note": {
-        "en": "Each pair is one run on A and one on B, right after each "
-        "other. Right of the line: B is better. The bar is "
-        "the {confidence:.0%} interval of the mean; grey reaches as far as the margin allows B to be worse.",
-        "zh": "每一对是紧接着的一次 A 和一次 B。线右侧表示 B 更好。横条是均值的 "
-        "{confidence:.0%} 区间;灰色为允许 B 变差的范围。",
+        "en": "Each pair is one run on A and one on B, right after each other. Right of the line: B is better. A "
+        "thin bar is the noise within the two runs; where pairs differ by more, the machine changed between them. "
+        "The thick bar is the {confidence:.0%} interval of the mean over pairs, which decides. Grey: how much worse "
+        "B may be.",
+        "zh": "每一对是紧接着的一次 A 和一次 B。线右侧表示 B 更好。细横条为两次运行内部的波动;各对之间差异更大时,"
+        "是机器状态在变化。粗横条是各对均值的 {confidence:.0%} 区间,以它为准。灰色为允许 B 变差的范围。",
     },
     "forest_axis": {"en": "how many times as good as A", "zh": "为 A 的多少倍"},
     "pair": {"en": "pair {pair}", "zh": "第 {pair} 对"},

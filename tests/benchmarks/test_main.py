@@ -1,0 +1,146 @@
+"""The command line: what it writes, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import benchmarks
+from benchmarks.__main__ import main
+
+CONFIGS = Path(benchmarks.__file__).parent / "configs"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder: exit code, last line as JSON, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        lines = out.strip().splitlines()
+        return code, json.loads(lines[-1]) if lines else None, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(truth_server):
+    return truth_server("service_ms=5", "ttft_ms=10", "tpot_ms=1", "tokens=8")
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_run_writes_a_results_folder_and_the_figures_people_asked_for(command, server, tmp_path):
+    code, last, text, _ = command(
+        "run", CONFIGS / "baseline.yml", f"url={server.url}", "users=2", "duration_s=1", "warmup_s=0.2",
+        f"pid={server.pid}", "sample_interval_s=0.1",
+    )  # fmt: skip
+
+    folder = tmp_path / last["folder"]
+    assert code == 0
+    assert folder.parent == tmp_path / "runs"
+    for name in ("total_requests", "successful_requests", "error_rate", "avg_latency_ms", "qps", "test_duration"):
+        assert last[name] is not None
+    assert last["concurrent_users"] == 2
+    assert last["qps"] == pytest.approx(last["total_requests"] / last["test_duration"])
+    assert last["server_peak_memory_mb"] > 10
+    requests = pd.read_parquet(folder / "requests.parquet")
+    assert set(requests["phase"]) == {"probe", "warmup", "measure"}
+    assert last["total_requests"] == (requests["phase"] == "measure").sum()
+    assert len((folder / "requests.jsonl").read_text(encoding="utf-8").splitlines()) == len(requests)
+    samples = pd.read_parquet(folder / "samples.parquet")
+    assert set(samples["source"]) == {"machine", "generator", "server_a"}
+    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["complete"] is True
+    assert "p99 latency" not in text, "p99 of so few requests must not be stated"
+
+
+def test_run_streams_from_a_chat_endpoint_whose_model_it_asks_for(command, server):
+    code, last, _, _ = command(
+        "run", CONFIGS / "latency.yml", f"url={server.url}", "requests=15", "warmup_s=0", "--json"
+    )
+
+    assert code == 0
+    assert last["output_tokens"] == 15 * 8
+    assert last["ttft_p50_ms"] == pytest.approx(10, abs=8)
+
+
+def test_a_missed_objective_fails(command, server):
+    code, last, _, _ = command(
+        "run", CONFIGS / "baseline.yml", f"url={server.url}", "requests=20", "duration_s=null", "warmup_s=0",
+        "objective.max_avg_latency_ms=1", "objective.min_qps=0.1",
+    )  # fmt: skip
+
+    assert (code, last["verdict"]) == (1, "FAIL")
+    assert last["reasons"] == [f"avg_latency_ms is {last['avg_latency_ms']:.4g}, asked was at most 1"]
+
+
+def test_a_generator_over_its_limit_makes_the_run_invalid(command, server):
+    code, last, _, _ = command(
+        "run", CONFIGS / "baseline.yml", f"url={server.url}", "requests=50", "duration_s=null", "warmup_s=0",
+        "client_limits.cpu_share=0.0001",
+    )  # fmt: skip
+
+    assert (code, last["verdict"]) == (4, "INVALID")
+    assert "the load generator used" in last["reasons"][0]
+
+
+def test_a_report_is_written_again_in_the_other_language(command, server, tmp_path):
+    command(
+        "run", CONFIGS / "baseline.yml", f"url={server.url}", "requests=20", "duration_s=null", "warmup_s=0", "out=r"
+    )
+    report = tmp_path / "r" / "report.html"
+    assert "Load test" in report.read_text(encoding="utf-8")
+
+    code, _, _, _ = command("report", "r", "lang=zh")
+
+    assert code == 0
+    assert "负载测试" in report.read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path):
+    classify, latency = CONFIGS / "classify.yml", CONFIGS / "latency.yml"
+    (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "manifest.json").write_text("{}", encoding="utf-8")
+    url = f"url={server.url}"
+    cases = [
+        (("run", latency, f"url=http://127.0.0.1:{unused_port()}", "model=x"), 4, "cannot connect"),
+        (("run", latency, f"url=http://127.0.0.1:{unused_port()}"), 4, "names no model"),
+        (("run", latency, url, "model=no_such_model"), 4, "check dialect and model"),
+        (("run", latency, url, "model=html"), 4, "not the dialect"),
+        (("run", latency, url, "model=http500"), 4, "http_status: 500"),
+        (("run", latency), 2, "run needs a server"),
+        (("run", latency, "url=localhost:80"), 2, "must begin with http"),
+        (("run", latency, url, "usres=3"), 2, "did you mean 'users'"),
+        (("run", latency, url, "users"), 2, "key=value"),
+        (("run", tmp_path / "none.yml"), 2, "cannot read"),
+        (("run", latency, url, "out=full"), 2, "holds results already"),
+        (("run", classify, url, "calls=empty.jsonl"), 2, "holds no call"),
+        (("compare", classify, "calls=empty.jsonl", f"a={server.url}", f"b={server.url}"), 2, "holds no call"),
+        (("compare", latency, "a=http://127.0.0.1:1"), 2, "compare needs two servers"),
+        (("report", "nowhere"), 2, "not a results folder"),
+        (("report", "full", "lang=fr"), 2, "lang=en or lang=zh"),
+    ]
+    for words, expected, said in cases:
+        code, last, _, err = command(*words)
+        assert (code, said in err) == (expected, True), (words, code, err)
+        assert "Traceback" not in err
+        assert last is None or last["exit_code"] == expected
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["compare", "--help"], ["report", "--help"]])
+def test_help_teaches(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out) > 200
