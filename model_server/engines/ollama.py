@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://localhost:11434"
 
+LOOK_TIMEOUT_S = 10.0
+"""A machine that computes with all cores may let even this wait."""
+
 _KEEP_LOADED = -1
 _HAND_BACK = "5m"
 """Ollama's own default (envconfig.KeepAlive)."""
@@ -315,7 +318,7 @@ class OllamaEngine:
         while misses < 2:
             await asyncio.sleep(self._poll_s)
             try:
-                await self._remote.call_once("GET", "/api/version", timeout_s=max(self._poll_s, 1.0))
+                await self._remote.call_once("GET", "/api/version", timeout_s=LOOK_TIMEOUT_S)
                 misses = 0
             except (TransientError, RefusedError) as error:
                 misses, reason = misses + 1, str(error)

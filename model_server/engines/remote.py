@@ -149,7 +149,7 @@ class Remote:
         try:
             response = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
         except httpx2.TransportError as error:
-            raise TransientError(_reason(error)) from error
+            raise _transport_error(error) from error
         events: AsyncGenerator[Event, None] | None = None
         try:
             if response.status_code >= 400:
@@ -162,7 +162,7 @@ class Remote:
                 await events.aclose()
             await response.aclose()
             if isinstance(error, httpx2.TransportError):
-                raise TransientError(_reason(error)) from error
+                raise _transport_error(error) from error
             raise
 
     async def _call_once(self, method: str, path: str, body: object, timeout_s: float | None) -> Any:
@@ -174,7 +174,7 @@ class Remote:
                 timeout=httpx2.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s,
             )
         except httpx2.TransportError as error:
-            raise TransientError(_reason(error)) from error
+            raise _transport_error(error) from error
         _raise_for_status(response)
         try:
             return response.json()
@@ -271,6 +271,13 @@ async def _parsed(response: httpx2.Response, parse: Callable[[bytes], Event | No
         async for line in stream:
             if (event := parse(line)) is not None:
                 yield event
+
+
+def _transport_error(error: httpx2.TransportError) -> TransientError | RefusedError:
+    """What went wrong on the way. Minutes of silence are not repeated five times: that is a hung engine."""
+    if isinstance(error, httpx2.ReadTimeout):
+        return RefusedError(504, "no answer within the read timeout")
+    return TransientError(_reason(error))
 
 
 def _raise_for_status(response: httpx2.Response) -> None:

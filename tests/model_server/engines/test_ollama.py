@@ -19,6 +19,7 @@ import pytest
 
 from model_server.engine import Message, Sampling
 from model_server.engines.ollama import OllamaEngine
+from model_server.engines.transformers import TransformersEngine
 from model_server.errors import (
     EngineError,
     EngineUnavailableError,
@@ -148,6 +149,15 @@ async def test_an_unreachable_ollama_is_tried_five_times_and_then_unavailable():
         assert engine.health().state == "dead", "recovery replaces it and waits for Ollama to answer again"
 
     assert len(fake.requests) == 5
+
+
+async def test_a_silent_ollama_is_not_asked_again():
+    fake = FakeOllama(httpx2.ReadTimeout("silence"))
+    async with loaded(fake) as engine:
+        with pytest.raises(EngineUnavailableError, match="no answer within"):
+            await collect(engine)
+
+    assert len(fake.requests) == 1
 
 
 async def test_a_full_queue_is_overload_and_not_the_end_of_the_engine():
@@ -425,6 +435,23 @@ async def test_closing_the_stream_stops_the_computation(ollama, engine):
         if busy_s() - before < 0.1:
             break
         assert time.monotonic() < deadline, "still computing 2 s after the client left"
+
+
+@pytest.mark.ollama
+@pytest.mark.training
+async def test_greedy_text_is_that_of_the_reference_engine(ollama, engine):
+    """The same float32 weights, through our GGUF writer and Ollama's kernels on one side and PyTorch on the other."""
+    reference = TransformersEngine(model="tiny", path=ollama.home / "tiny")
+    await reference.load()
+
+    for text in ("hello the world", "请解释一下人工智能的基本概念。"):
+        chunks = await collect(engine, text, max_tokens=24)
+        assert "".join(chunk.text for chunk in chunks) == "".join(
+            chunk.text for chunk in await collect(reference, text, max_tokens=24)
+        )
+        assert chunks[-1].prompt_tokens == reference.prompt(text).tokens
+
+    await reference.close()
 
 
 @pytest.mark.ollama
