@@ -55,7 +55,7 @@ class Admission:
             raise OverloadedError(f"{self.waiting} requests are waiting already", self.retry_after_s())
         expected_s = self.expected_wait_s() + (self._service_s or 0.0)
         if expected_s > self.limit_s:
-            reason = f"with {self.waiting} requests before it, an answer takes about {expected_s:.0f} s, more than request_timeout_s"
+            reason = f"an answer would take about {expected_s:.0f} s, more than request_timeout_s"
             raise OverloadedError(reason, self.retry_after_s())
 
     def expected_wait_s(self) -> float:

@@ -109,7 +109,7 @@ def create_app(
     app.include_router(openai_api.router(service))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(edge.around)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, with_keys=keys is not None)  # type: ignore[method-assign]
     return app
 
 
@@ -378,7 +378,7 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     return json_answer(body, error.status_code, error.headers)
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, *, with_keys: bool) -> dict[str, Any]:
     """FastAPI's page and the bodies, which are read by hand and so unknown to it."""
     if app.openapi_schema is None:
         page = get_openapi(
@@ -392,6 +392,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         components = page.setdefault("components", {})
         components.setdefault("schemas", {}).update(definitions["$defs"])
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        if with_keys:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        else:
+            for operation in (operation for path in page["paths"].values() for operation in path.values()):
+                operation.pop("security", None)
         app.openapi_schema = page
     return app.openapi_schema

@@ -63,6 +63,7 @@ class Reload:
         if "log_level" in applied:
             logs.set_level(wanted.serving.log_level)
         self.running = self.running.model_copy(update={"serving": serving.model_copy(update=applied)})
+        log.info("read again")
         return True
 
 

@@ -66,7 +66,10 @@ class ClassifyRequest(Body):
                 {"text": "我上周买的冰箱一直没送到,客服电话也打不通。"},
                 {"texts": ["手机用了三天就黑屏了。", "你们多扣了我两百块钱。"]},
             ],
-            "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
+            "oneOf": [
+                {"required": ["text"], "properties": {"text": {"type": "string"}, "texts": {"type": "null"}}},
+                {"required": ["texts"], "properties": {"texts": {"type": "array"}, "text": {"type": "null"}}},
+            ],
         }
     )
 

@@ -153,7 +153,8 @@ def answers(
     model = gives[0] if len(gives) == 1 else Union[gives]  # noqa: UP007  a tuple cannot be joined with |
     responses: dict[int, dict[str, Any]] = {200: {"model": model, "description": "The answer."}}
     if stream is not None:
-        schema = {"type": "string", "description": stream}
+        data = {"type": "string", "description": stream}
+        schema = {"type": "object", "properties": {"data": data}, "required": ["data"]}
         responses[200]["content"] = {"text/event-stream": {"schema": schema}}
     if unhealthy:
         responses[503] = {"model": model, "description": "Not now; the body says why."}

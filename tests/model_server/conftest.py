@@ -59,7 +59,7 @@ class Served:
 
 @pytest.fixture
 async def serve():
-    """Start servers: ``await serve(engine, max_queue=3)``; the words are those of ``serving:``."""
+    """Starts servers; the words after the engine are those of ``serving:``, for example max_queue=3."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(engine=None, *, keys=None, classifier=True, wait=True, **serving):
@@ -78,7 +78,7 @@ async def serve():
             stack.push_async_callback(stop)
             port = sock.getsockname()[1]
             url = f"http://127.0.0.1:{port}"
-            client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=30))
+            client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=30, verify=False))
             while wait and app.state.service.info is None:
                 await asyncio.sleep(0.001)
             return Served(url, port, engine, app, client)

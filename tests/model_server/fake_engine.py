@@ -15,7 +15,13 @@ from model_server import deployment, server
 from model_server.classification import ClassificationSettings, settings_for
 from model_server.deployment import DeploymentConfig
 from model_server.engine import Chunk, EngineHealth, EngineInfo, EngineState, Message, Prompt, Sampling
-from model_server.errors import DeploymentError, EngineError, EngineUnavailableError, TaskNotSupportedError
+from model_server.errors import (
+    DeploymentError,
+    EngineError,
+    EngineUnavailableError,
+    ModelLoadError,
+    TaskNotSupportedError,
+)
 
 ANSWER = "客户反映宽带无法使用,请尽快处理。"
 """Said again and again until max_tokens; one character is one token."""
@@ -41,6 +47,7 @@ class FakeEngine:
         token_s: float = 0.0,
         score_s: float = 0.0,
         load_s: float = 0.0,
+        load_error: str | None = None,
         context_tokens: int = 4096,
         slots: int = 4,
         kv_tokens: int | None = None,
@@ -53,7 +60,7 @@ class FakeEngine:
         self.context_tokens, self.slots, self.kv_tokens = context_tokens, slots, kv_tokens
         self.tasks, self.answer = tasks, answer
         self.fail_before, self.fail_after = fail_before, fail_after
-        self.load_error: Exception | None = None
+        self.load_error = None if load_error is None else ModelLoadError("memory", load_error)
         self.state: EngineState = "starting"
         self.progress = 0
         self.generating = 0

@@ -276,7 +276,7 @@ async def test_a_client_that_reads_slowly_does_not_hold_the_engine(serve, until)
     )
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
 
-    reader, writer = await served.send(head + body)
+    _, writer = await served.send(head + body)
     await until(lambda: served.engine.progress == 60000 and served.engine.generating == 0, 20)
 
     assert served.engine.cancelled == []

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 
 import fake_engine
 import pytest
@@ -105,7 +104,7 @@ async def test_files_are_watched_through_swapped_symlinks(tmp_path, until):
     await asyncio.sleep(0.1)
 
     (tmp_path / "swap").symlink_to("2")
-    os.replace(tmp_path / "swap", tmp_path / "data")
+    (tmp_path / "swap").replace(tmp_path / "data")
     await until(lambda: len(seen) == 1)
     (tmp_path / "2" / "keys").unlink()
     await until(lambda: len(seen) == 2)
