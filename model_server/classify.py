@@ -1,6 +1,6 @@
 """Classify a file of calls over a running server; after any interruption the same command goes on.
 
-    python -m model_server.classify in.jsonl out.jsonl url=http://127.0.0.1:8000
+    python -m model_server.classify in.jsonl out.jsonl [url=http://127.0.0.1:8000]
                                     [concurrency=8] [field=input_text] [api_key_file=...] [patience_s=300]
 
 Each line of the input is a JSON object whose ``field`` holds a call. Each line of the output answers one line
@@ -47,7 +47,7 @@ class Words(runconfig.RunConfig):
     """JSON lines to read."""
     out: Path
     """JSON lines to write, or to go on with."""
-    url: str = Field(pattern=r"^https?://[^/]+")
+    url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/]+")
     """Address of the model server."""
     concurrency: int = Field(default=8, ge=1, le=1024)
     """Calls under way at once."""

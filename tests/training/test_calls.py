@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from model_server.masking import mask
 from training import calls
 from training.calls import CallSettings, keyword_category, macro_f1, make_call, make_splits
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {"train": 3000, "validation": 300, "test": 1000}
 
 
@@ -148,3 +150,9 @@ def test_the_file_has_the_fields_of_training_data(tmp_path):
 def test_misuse_is_explained(words, told, capsys):
     assert calls.main(words) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_demo_s_calls_are_what_the_generator_makes(tmp_path):
+    """data/calls.jsonl is made by this command; whoever changes the generator makes it again."""
+    assert calls.main([f"out={tmp_path / 'calls.jsonl'}", "count=400", "seed=7", "split=test"]) == 0
+    assert (tmp_path / "calls.jsonl").read_bytes() == (ROOT / "data" / "calls.jsonl").read_bytes()
