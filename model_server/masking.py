@@ -47,9 +47,7 @@ def _is_mobile(digits: str) -> bool:
 def _is_landline(digits: str) -> bool:
     """Area codes are 010, 02x, or 0 and three more; subscriber numbers do not begin with 0 or 1."""
     area = 3 if digits[1] in "12" else 4
-    return (
-        digits[:2] != "00" and digits[0] == "0" and len(digits) - area in {7, 8} and digits[area] not in "01"
-    )
+    return digits[:2] != "00" and digits[0] == "0" and len(digits) - area in {7, 8} and digits[area] not in "01"
 
 
 def _patterns(gap: str) -> list[tuple[str, re.Pattern[str], Callable[[str], bool]]]:
