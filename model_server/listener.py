@@ -80,6 +80,8 @@ def listen(app: ASGIApp, *, body_s: float, lifespan: bool = True) -> Listener:
             log_level="warning",
             access_log=False,
             server_header=False,
+            # Whoever is not asked for a key is limited by address, and could write any into X-Forwarded-For.
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
     )
