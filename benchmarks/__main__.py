@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from benchmarks.config import Language, Scenario
-from benchmarks.errors import USAGE, BenchmarkError, UsageError
+from benchmarks.errors import INVALID, USAGE, BenchmarkError, UsageError
 from runconfig import ConfigError, load
 
 EXAMPLES = """\
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb == "report":
             return _report(options)
         return _measure(options)
-    except (BenchmarkError, ConfigError) as error:
+    except (BenchmarkError, ConfigError, OSError) as error:
         return complain(error, as_json=options.json)
     except KeyboardInterrupt:
         print("interrupted before anything was measured", file=sys.stderr)
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(error: Exception, *, as_json: bool) -> int:
     """One line for a person on stderr, one object on stdout; the exit code."""
-    code = error.exit_code if isinstance(error, BenchmarkError) else USAGE
+    # An OSError that comes this far is a full disk or the like: the results are not to be used.
+    code = error.exit_code if isinstance(error, BenchmarkError) else INVALID if isinstance(error, OSError) else USAGE
     print(f"error: {error}", file=sys.stderr)
     if as_json or code != USAGE:
         print(json.dumps({"error": str(error), "exit_code": code}, ensure_ascii=False))

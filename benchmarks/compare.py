@@ -22,7 +22,7 @@ from benchmarks.report import write_report
 from benchmarks.sampler import server_use
 from benchmarks.session import Session, Side, interrupted
 from benchmarks.stats import PairedComparison, compare_pairs, ratio_of_batches
-from benchmarks.summary import batches_of_run, metric_of_run, summarise
+from benchmarks.summary import HIGHER_IS_BETTER, batches_of_run, metric_of_run, summarise
 from benchmarks.verdict import EXIT_CODES, Finding, decide, judge_errors, judge_quality, judge_speed
 
 ARMS: tuple[Arm, Arm] = ("a", "b")
@@ -40,6 +40,11 @@ def compare(scenario: Scenario, display: Display, sides: dict[Arm, Side] | None 
     Raises:
         BenchmarkError: Nothing could be measured.
     """
+    if scenario.rate_per_s is not None and scenario.verdict.primary in HIGHER_IS_BETTER:
+        raise UsageError(
+            f"at a constant rate {scenario.verdict.primary} is what the schedule makes it: set verdict.primary to a "
+            "latency, for example latency_p50, or users instead of rate_per_s"
+        )
     stopped = False
     with Session(scenario, "compare", sides or _sides(scenario), display) as session:
         display.expect(2 * scenario.pairs + 2 * (scenario.cover_calls or scenario.warmup_s > 0))

@@ -25,7 +25,7 @@ from benchmarks.errors import NO_VERDICT, BenchmarkError
 from benchmarks.progress import Display
 from benchmarks.records import Arm
 from benchmarks.session import Side, results_folder
-from runconfig import ConfigError, RunConfig, load, read_yaml
+from runconfig import ConfigError, RunConfig, load, read_yaml, validate
 
 SCENARIO = Path(__file__).parent / "configs" / "demo.yml"
 EXAMPLES = """\
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, command: Command = model_server
     try:
         with _asked_to_stop():
             return demo(options.settings, command, as_json=options.json)
-    except (BenchmarkError, ConfigError) as error:
+    except (BenchmarkError, ConfigError, OSError) as error:
         return complain(error, as_json=options.json)
     except KeyboardInterrupt:
         print("interrupted; the servers were stopped", file=sys.stderr)
@@ -80,7 +80,8 @@ def demo(words: Sequence[str], command: Command, *, as_json: bool) -> int:
 
     started = time.monotonic()
     own = Sides.model_fields
-    sides = Sides.model_validate(dict(word.split("=", 1) for word in words if word.partition("=")[0] in own))
+    chosen = {key: value for key, _, value in (word.partition("=") for word in words) if key in own}
+    sides = validate(Sides, chosen, "the command line")
     scenario = load(Scenario, SCENARIO, [word for word in words if word.partition("=")[0] not in own])
     calls_of(scenario)  # before anything is started
     environments: dict[Arm, Path] = {"a": sides.baseline, "b": sides.candidate}

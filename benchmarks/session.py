@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import pandas as pd
 
@@ -49,6 +50,8 @@ class Session:
 
     def __init__(self, scenario: Scenario, kind: str, sides: Mapping[Arm, Side], display: Display) -> None:
         self.scenario, self.kind, self.display = scenario, kind, display
+        if scenario.api_key_env is not None and not os.environ.get(scenario.api_key_env):
+            raise UsageError(f"api_key_env names {scenario.api_key_env}, which is not set in the environment")
         self.calls: list[Call] = calls_of(scenario)
         self.sides = {arm: replace(side, url=_base_url(side.url)) for arm, side in sides.items()}
         self.folder = results_folder(scenario)
@@ -207,6 +210,8 @@ def interrupted(folder: Path) -> InterruptedRunError:
 def _base_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"a URL must begin with http:// or https://, got {url!r}")
+    if "@" in urlsplit(url).netloc:
+        raise UsageError("a URL must not hold a password: it is written down; set api_key_env instead")
     return url.rstrip("/")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -151,6 +152,31 @@ def test_a_body_that_is_shorter_than_announced_is_truncated(client):
     assert records["error"].tolist() == ["truncated"]
 
 
+def test_a_certificate_that_nobody_signed_is_a_connection_error(client, tmp_path):
+    """Locust's own default would accept it."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with _answering(b"", keep=False, tls=context) as port:
+        records, _ = client("classify").run(f"https://127.0.0.1:{port}", users=1, requests=1)
+
+    assert records["error"].tolist() == ["connect"]
+    assert "certificate" in records["error_detail"][0].lower()
+
+
+def test_a_server_may_live_below_a_path(client):
+    seen: list[bytes] = []
+    with _answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", keep=False, seen=seen) as port:
+        client("classify").run(f"http://127.0.0.1:{port}/team/a/", users=1, requests=1)
+
+    assert seen[0].startswith(b"POST /team/a/api/v1/classify HTTP/1.1\r\n")
+
+
 def test_connections_are_used_again(client):
     """Each new connection would add its handshake to the time to first token."""
     body = b'{"category": "x", "confidence": 0.5}'
@@ -240,14 +266,23 @@ def test_a_person_who_uses_the_package_gets_no_patched_interpreter():
 
 
 @contextmanager
-def _answering(answer: bytes, *, keep: bool, accepted: list[int] | None = None) -> Iterator[int]:
+def _answering(
+    answer: bytes,
+    *,
+    keep: bool,
+    accepted: list[int] | None = None,
+    seen: list[bytes] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[int]:
     """A server that reads a request, writes ``answer`` and closes, or waits for the next request."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(connection: socket.socket) -> None:
-        with connection:
-            while connection.recv(65536):
-                connection.sendall(answer)
+        with suppress(OSError), connection if tls is None else tls.wrap_socket(connection, server_side=True) as wire:
+            while data := wire.recv(65536):
+                if seen is not None:
+                    seen.append(data)
+                wire.sendall(answer)
                 if not keep:
                     return
 

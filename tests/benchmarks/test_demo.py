@@ -86,23 +86,6 @@ def test_a_faster_candidate_that_answers_worse_fails(demo):
     assert "B is worse" in text
 
 
-def test_a_slower_candidate_fails(demo):
-    code, last, _, _ = finish(demo(service_ms=40))
-
-    assert (code, last["verdict"]) == (1, "FAIL")
-
-
-def test_calls_without_labels_are_judged_by_agreement(demo, tmp_path):
-    calls = tmp_path / "mine.jsonl"
-    rows = [{"input_text": f"第 {n} 通 #网络故障"} for n in range(240)]
-    calls.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-
-    code, last, text, _ = finish(demo(f"calls={calls}", "lang=zh", service_ms=10))
-
-    assert (code, last["quality"]["labelled_calls"]) == (0, 0)
-    assert "回答一致" in text
-
-
 def test_a_broken_calls_file_is_named_before_anything_starts(demo, tmp_path):
     calls = tmp_path / "mine.jsonl"
     calls.write_text('{"input_text": "好"}\n{"input_text": 7}\n', encoding="utf-8")
@@ -124,7 +107,7 @@ def test_a_server_that_does_not_start_is_said_with_its_last_words(demo, tmp_path
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_demo_stops_its_servers_and_keeps_what_it_has(demo, tmp_path, number):
     process = subprocess.Popen(demo("pairs=50"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "runs" / "demo" / "requests.jsonl"
