@@ -82,15 +82,17 @@ class TinySettings(runconfig.RunConfig):
     intermediate: int = 384
     context: int = 4096
     max_call_tokens: int = 512
-    steps: int = Field(default=1_000, ge=1)
+    steps: int = Field(default=1_150, ge=1)
     batch: int = 48
     learning_rate: float = 3e-3
     warmup_steps: int = 60
     weight_decay: float = 0.05
     mass_weight: float = Field(default=0.1, ge=0)
     corruption: float = Field(default=0.08, ge=0, lt=1)
-    """Share of a training call's tokens replaced by random ones, so that no single word decides."""
-    chat_batch: int = Field(default=8, ge=0)
+    """Share of a training call's tokens replaced by random ones, at the start; it falls to 0 at the end. So no
+    single word decides, and which of two matters is open, which hangs on one word, is still learned (1,000 steps,
+    accuracy on unseen wordings / ordinal calls: .22 / .89 without, .66 / .71 with a constant 8 %)."""
+    chat_batch: int = Field(default=6, ge=0)
     """Chat examples beside each batch of calls; 0 trains no chat."""
     chat_weight: float = Field(default=0.3, ge=0)
     evaluate_every: int = 200
@@ -339,7 +341,8 @@ def main(config: TinySettings) -> dict[str, Any]:
         while len(order) < config.batch:
             order += rng.sample(range(len(rows)), len(rows))
         batch, order = order[: config.batch], order[config.batch :]
-        blurred = [corrupt(rows[i], config.corruption, ending, rng, config.vocabulary) for i in batch]
+        share = config.corruption * (1 - step / config.steps)
+        blurred = [corrupt(rows[i], share, ending, rng, config.vocabulary) for i in batch]
         logits = label_logits(model, prefix, blurred, fill)
         loss = label_loss(logits, label_ids, truth[batch], config.mass_weight)
         running += loss.item()
