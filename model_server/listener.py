@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from model_server.schemas import error_answer
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -60,6 +63,15 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._give(None)
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets the same error object as everything else."""
+        body = to_json(error_answer(400, "invalid_http", msg))
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
     def _give(self, seconds: float | None) -> None:
         if self._late is not None:

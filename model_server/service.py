@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from model_server.deployment import DeploymentConfig
     from model_server.metrics import Metrics
 
-LONG_TEXT = 16_384
-"""Characters; tokenising more takes over 5 ms, so it is done in a thread while others are answered."""
+LONG_TEXT = 2048
+"""Characters; tokenising more takes over 2 ms, so it is done in a thread while others are answered."""
 
 PROBE = "客户:A1 你好\n客服:。"
 """Stands for a call where it is checked that tokens do not reach over the prompt's seams."""
@@ -257,7 +257,11 @@ class Service:
             raise TaskNotSupportedError("classification", f"model {info.model!r} has no classification.json")
         if "classify" in info.tasks:
             self._batches.refuse_if_full()
-            prompts = [await self._call_prompt(text, settings) for text in texts]
+            prompts = []
+            for number, text in enumerate(texts, 1):
+                prompts.append(await self._call_prompt(text, settings))
+                if number % 8 == 0:  # about 2 ms of work: others are answered in between
+                    await asyncio.sleep(0)
             record.prompt_tokens = sum(prompt.tokens for prompt in prompts)
             scores = await self._batches.score(prompts)
             decisions = [classification.decide(row, settings) for row in scores]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Union
 
 import structlog
@@ -110,8 +110,9 @@ class EventStream(Response):
             self._record.failure = error
             body = event_of(schemas.describe_error(error))
             # A client that has stopped reading would hold this up for ever.
-            async with asyncio.timeout(LAST_EVENT_S):
-                await send({"type": "http.response.body", "body": body, "more_body": False})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_EVENT_S):
+                    await send({"type": "http.response.body", "body": body, "more_body": False})
         else:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
