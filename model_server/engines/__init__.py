@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 from model_server.capacity import CapacityPlan
 from model_server.deployment import DeploymentConfig
 from model_server.engine import Engine
-from model_server.errors import ConfigurationError
+from model_server.errors import ModelLoadError
 from model_server.model_source import ModelFiles, resolve
 from model_server.recovery import RecoveringEngine
+
+LMDEPLOY_KEY = "LMDEPLOY_API_KEY"
+"""Environment variable with the key of an LMDeploy that runs elsewhere; a child gets a random one."""
 
 
 def create(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles) -> RecoveringEngine:
@@ -31,15 +36,14 @@ def create(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles) -> R
 
 
 def _build(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles, slots: int) -> Engine:
-    settings = config.optimization_settings
+    settings, serving = config.optimization_settings, config.serving
     match config.engine:
         case "openvino":
             from model_server.engines.openvino import OpenVINOEngine
 
-            assert files.path is not None
             return OpenVINOEngine(
                 model=config.model_name,
-                path=files.path,
+                path=_path(files),
                 threads=plan.threads,
                 slots=slots,
                 # After running out of memory there are fewer slots: the pool shrinks with them.
@@ -52,5 +56,48 @@ def _build(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles, slot
                 weight_bits=files.weight_bits,
                 weights_bytes=files.weights_bytes,
             )
-        case other:
-            raise ConfigurationError(f"engine {other!r} is not built in")
+        case "transformers":
+            from model_server.engines.transformers import TransformersEngine
+
+            return TransformersEngine(
+                model=config.model_name,
+                path=_path(files),
+                threads=plan.threads,
+                slots=slots,
+                context_tokens=settings.max_sequence_length,
+                kv_cache=settings.enable_kv_cache,
+            )
+        case "ollama":
+            from model_server.engines.ollama import DEFAULT_URL, OllamaEngine
+
+            return OllamaEngine(
+                model=config.model_name,
+                source=files.source,
+                url=serving.engine_url or DEFAULT_URL,
+                slots=slots,
+                context_tokens=settings.max_sequence_length,
+                read_timeout_s=serving.request_timeout_s,
+            )
+        case "lmdeploy":
+            from model_server.engines.lmdeploy import LMDeployEngine
+
+            return LMDeployEngine(
+                model=config.model_name,
+                path=_path(files),
+                url=serving.engine_url,
+                api_key=os.environ.get(LMDEPLOY_KEY),
+                slots=slots,
+                context_tokens=settings.max_sequence_length,
+                kv_cache_bits=settings.kv_cache_bits,
+                prefix_caching=settings.enable_prefix_caching,
+                weight_bits=files.weight_bits,
+                weights_bytes=files.weights_bytes,
+                read_timeout_s=serving.request_timeout_s,
+                drain_s=serving.drain_s,
+            )
+
+
+def _path(files: ModelFiles) -> Path:
+    if files.path is None:
+        raise ModelLoadError(files.source, "this engine loads files, and the name stands for none")
+    return files.path
