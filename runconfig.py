@@ -11,10 +11,10 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 
 class ConfigError(ValueError):
@@ -27,6 +27,16 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads ``yes`` and ``on`` as true, which pydantic would take for the number 1."""
+        kinds = set(_leaves(cls.model_fields[info.field_name or ""].annotation))
+        values = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+        if {int, float} & kinds and bool not in kinds and any(isinstance(each, bool) for each in values):
+            raise ValueError(f"a number is expected here, got {value!r}")
+        return value
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -51,20 +61,37 @@ def load(
             missing, of the wrong type or out of range. All problems are reported at once.
     """
     raw = read_yaml(path)
+    words: dict[tuple[str, ...], tuple[str, str]] = {}
     if env_prefix is not None:
         for name, value in sorted((os.environ if environ is None else environ).items()):
             if name.startswith(env_prefix):
-                _assign(raw, name.removeprefix(env_prefix).lower().split("__"), value, name)
+                _assign(raw, tuple(name.removeprefix(env_prefix).lower().split("__")), value, name, words)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"an override must look like key=value, got {override!r}")
-        _assign(raw, key.split("."), value, override)
-    return validate(model, raw, str(path))
+        _assign(raw, tuple(key.split(".")), value, override, words)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        # Only now is it known where text was wanted: model_version=2026-11-01 is a date to YAML.
+        for problem in error.errors(include_url=False):
+            path_of = tuple(map(str, problem["loc"]))
+            if problem["type"] == "string_type" and path_of in words:
+                _place(raw, path_of, words[path_of][1])
+        return validate(model, raw, str(path), words)
 
 
-def validate(model: type[Config], raw: Mapping[str, Any], source: str) -> Config:
+def validate(
+    model: type[Config],
+    raw: Mapping[str, Any],
+    source: str,
+    words: Mapping[tuple[str, ...], tuple[str, str]] | None = None,
+) -> Config:
     """Check ``raw`` against ``model``; ``source`` names it in the error.
+
+    Args:
+        words: Path of a key -> the variable or word that set it, and its text; named in the error too.
 
     Raises:
         ConfigError: With one line per problem.
@@ -72,7 +99,7 @@ def validate(model: type[Config], raw: Mapping[str, Any], source: str) -> Config
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _problems(model, error))
+        problems = "\n".join(f"  {line}" for line in _problems(model, error, words or {}))
         raise ConfigError(f"{source} cannot be used:\n{problems}") from error
 
 
@@ -83,7 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is not YAML, or holds something other than a mapping.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -95,39 +122,100 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _assign(raw: dict[str, Any], keys: Sequence[str], value: str, word: str) -> None:
-    node = raw
-    for key in keys[:-1]:
-        child = node.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{word}: {key!r} is a single value here, not a section")
-        node = child
+def dump(config: RunConfig) -> str:
+    """``config`` as YAML that :func:`load` reads back to the same values; written next to every result."""
+    return yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; a setting that is there twice must not run."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice: keep one", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _assign(
+    raw: dict[str, Any],
+    keys: tuple[str, ...],
+    text: str,
+    word: str,
+    words: dict[tuple[str, ...], tuple[str, str]],
+) -> None:
     try:
-        node[keys[-1]] = yaml.safe_load(value)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{word}: the value is not valid YAML: {error}") from error
+    try:
+        _place(raw, keys, value)
+    except TypeError as error:
+        raise ConfigError(f"{word}: {error}") from error
+    words[keys] = (word, text)
 
 
-def _problems(model: type[BaseModel], error: ValidationError) -> Iterable[str]:
+def _place(raw: dict[str, Any], keys: Sequence[str], value: object) -> None:
+    node = raw
+    for key in keys[:-1]:
+        if node.get(key) is None:  # absent, or a section left empty in the file
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise TypeError(f"{key!r} is a single value here, not a section")
+    node[keys[-1]] = value
+
+
+def _problems(
+    model: type[BaseModel], error: ValidationError, words: Mapping[tuple[str, ...], tuple[str, str]]
+) -> Iterable[str]:
     for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "(the whole file)"
+        path = tuple(map(str, problem["loc"]))
+        where = ".".join(path) or "(the whole file)"
+        if path in words:
+            where += f" (from {words[path][0]})"
         if problem["type"] == "extra_forbidden":
-            allowed = _allowed(model, problem["loc"][:-1])
-            close = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
+            allowed = _allowed(model, path[:-1])
+            close = difflib.get_close_matches(path[-1], allowed, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             yield f"{where}: unknown key; {hint}allowed here: {', '.join(allowed)}"
         elif problem["type"] == "missing":
             yield f"{where}: missing; add it"
+        elif problem["type"] == "string_type":
+            yield f"{where}: text is expected, got {problem['input']!r}; put quotes around it"
+        elif problem["type"] == "value_error":
+            yield f"{where}: {problem['ctx']['error']}"
         else:
             yield f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
-def _allowed(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+def _allowed(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Keys that the section at ``path`` takes."""
+    sections = [model]
     for part in path:
-        field = model.model_fields.get(str(part))
-        inner = None if field is None else field.annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return sorted(model.model_fields)
+        fields = (section.model_fields[part] for section in sections if part in section.model_fields)
+        inner = [kind for field in fields for kind in _leaves(field.annotation)]
+        # An index or a key of a mapping is part of the path but of no model: stay where we are.
+        sections = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)] or sections
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _leaves(annotation: object) -> Iterable[object]:
+    """The types in ``X | None``, ``tuple[X, ...]``, ``Literal[4, 8]`` and the like."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from map(type, arguments)
+    elif origin is Annotated:
+        yield from _leaves(arguments[0])
+    elif arguments:
+        for argument in arguments:
+            yield from _leaves(argument)
+    else:
+        yield annotation
