@@ -492,7 +492,9 @@ async def test_a_hung_engine_is_a_stall_while_the_api_process_answers(engine, fa
 
 
 @pytest.mark.lmdeploy
-async def test_a_child_serves_and_finishes_its_streams_when_it_is_closed(tiny):
+async def test_a_child_serves_and_finishes_its_streams_when_it_is_closed(tiny, monkeypatch):
+    """With the engine in a process of its own, which a SIGTERM to the group would end first."""
+    monkeypatch.setenv("CPU_ENGINE", "zmq")
     engine = await start(tiny)
     assert engine.health().pid is not None
     chunks = engine.generate(engine.prompt("hello"), Sampling(150, ignore_eos=True))
