@@ -139,7 +139,9 @@ def check(config: DeploymentConfig, files: ModelFiles | None = None) -> Capacity
             f"optimization_settings.max_sequence_length is {settings.max_sequence_length}, but the model was "
             f"made for {model.shape.context} tokens: lower it"
         )
-    per_token = kv_bytes_per_token(model.shape, settings.kv_cache_bits)
+    # transformers computes and caches in the 32 bits of its reference.
+    kv_bits = 32 if config.engine == "transformers" else settings.kv_cache_bits
+    per_token = kv_bytes_per_token(model.shape, kv_bits)
     per_block = per_token * BLOCK_TOKENS
     sequence_blocks = math.ceil(settings.max_sequence_length / BLOCK_TOKENS)
     overhead = _overhead(config, model, per_token)
@@ -194,7 +196,7 @@ def kv_bytes_per_token(shape: ModelShape, bits: int) -> int:
     and a zero point in fp32. Measured for head_dim 128: 296 bytes per head at 8 bits, 512 at 16.
     """
     head = shape.head_dim
-    per_head = 4 * head if bits == 16 else (head + head * 8 // BLOCK_TOKENS) + (head + 8)
+    per_head = 2 * head * bits // 8 if bits > 8 else (head + head * 8 // BLOCK_TOKENS) + (head + 8)
     return shape.layers * shape.kv_heads * per_head
 
 
@@ -224,12 +226,12 @@ def _largest_model(config: DeploymentConfig, files: ModelFiles | None) -> _Model
             f"optimization_settings.quantization_bits is {bits}, but {files.source} holds weights of "
             f"{files.weight_bits} bits: change one of the two"
         )
-    model = _estimate(config, bits) if files is None else _measure(config, files)
+    model = _estimate(config, _known_shape(config), bits) if files is None else _measure(config, files)
     if config.model_fallback is None or config.model_fallback == config.model_source:
         return model
     found = _look_up(config, config.model_fallback, None)
-    # A fallback that is not here has at most 8 bits where the model has 4: it is there to be loaded instead.
-    fallback = _estimate(config, min(16, bits * 2)) if found is None else _measure(config, found)
+    # A fallback that is not here is taken for the same model at twice the bits.
+    fallback = _estimate(config, model.shape, min(16, bits * 2)) if found is None else _measure(config, found)
     return max(model, fallback, key=lambda each: each.resident_bytes)
 
 
@@ -256,6 +258,10 @@ def _measure(config: DeploymentConfig, files: ModelFiles) -> _Model:
             scores_labels=False,
             note=f"{_mib(weights)} of GGUF, unpacked",
         )
+    if config.engine == "transformers":
+        # The reference computes in fp32, published weights are bf16.
+        resident = weights * 32 // (files.weight_bits or 16)
+        return _Model(shape, resident, 0, 0, scores_labels=False, note=f"{_mib(weights)}, as fp32")
     forms = 2 if scores_labels else 1
     return _Model(
         shape,
@@ -267,13 +273,17 @@ def _measure(config: DeploymentConfig, files: ModelFiles) -> _Model:
     )
 
 
-def _estimate(config: DeploymentConfig, bits: int) -> _Model:
+def _known_shape(config: DeploymentConfig) -> ModelShape:
     shape = _KNOWN_SHAPES.get(config.model_name.lower())
     if shape is None:
         raise ConfigurationError(
             f"cannot plan {config.model_name!r}: {config.model_source} is not on this machine, and sizes are "
             f"known without it only for {', '.join(_KNOWN_SHAPES)}: fetch or prepare it first (`{PREPARE}`)"
         )
+    return shape
+
+
+def _estimate(config: DeploymentConfig, shape: ModelShape, bits: int) -> _Model:
     attention = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     linear = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
     embedding = shape.vocab * shape.hidden * max(bits, 8) // 8  # 4-bit exports keep embeddings at 8 bits

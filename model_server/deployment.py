@@ -85,9 +85,9 @@ class Serving(RunConfig):
     """Port of /metrics; null: the same as ``port``."""
     max_queue: int = Field(default=64, ge=0, le=100_000, json_schema_extra=RESTART)
     """Requests that may wait for a slot; the next one gets 429."""
-    request_timeout_s: float = Field(default=60, gt=0, le=86_400, json_schema_extra=RESTART)
+    request_timeout_s: float = Field(default=60.0, gt=0, le=86_400, json_schema_extra=RESTART)
     """From acceptance to the last token, seconds."""
-    drain_s: float = Field(default=75, gt=0, le=90_000, json_schema_extra=RESTART)
+    drain_s: float = Field(default=75.0, gt=0, le=90_000, json_schema_extra=RESTART)
     """After SIGTERM, seconds for accepted requests to end."""
     api_keys_file: Path | None = Field(default=None, json_schema_extra=RESTART)
     """One key a line; null: no key is asked for. The file's content is read again while running."""
@@ -122,9 +122,7 @@ class Rollout(RunConfig):
 
     strategy: Literal["canary", "blue-green"] = Field(default="canary", json_schema_extra=HOT)
     """canary: by shares of traffic; blue-green: at once, the old version kept until the gate is passed."""
-    steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(
-        default=(10, 50, 100), json_schema_extra=HOT
-    )
+    steps: tuple[Annotated[int, Field(ge=1, le=100)], ...] = Field(default=(10, 50, 100), json_schema_extra=HOT)
     """Shares of traffic, per cent, ascending to 100."""
     gate: Path | None = Field(default=None, json_schema_extra=HOT)
     """Scenario that decides (``python -m benchmarks gate``); null: readiness alone."""
@@ -132,9 +130,7 @@ class Rollout(RunConfig):
     @model_validator(mode="after")
     def _steps_lead_to_everyone(self) -> Rollout:
         if not self.steps or self.steps[-1] != 100:
-            raise ValueError(
-                f"steps {list(self.steps)} must end in 100: otherwise the rollout never reaches everyone"
-            )
+            raise ValueError(f"steps {list(self.steps)} must end in 100: otherwise the rollout never reaches everyone")
         if list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"steps {list(self.steps)} must ascend: a rollout only ever widens")
         return self
@@ -189,9 +185,7 @@ class DeploymentConfig(RunConfig):
         return self
 
 
-def load(
-    path: Path | str, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
-) -> DeploymentConfig:
+def load(path: Path | str, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> DeploymentConfig:
     """Read an environment.
 
     Args:
