@@ -9,10 +9,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model_server import deployment
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, DeploymentError, ModelLoadError
+
+if TYPE_CHECKING:
+    from model_server.classification import ClassificationSettings
+
+OLLAMA_CALL_TOKENS = 512
+"""Of a call that Ollama classifies; longer ones keep their head and tail. As the embedded classifier."""
 
 EXAMPLES = """\
 examples:
@@ -91,7 +98,7 @@ def run(read: Callable[[], DeploymentConfig], path: Path) -> int:
     """
     import uvloop
 
-    from model_server import capacity, classification, engines, server
+    from model_server import capacity, engines, server
     from model_server.model_source import resolve
 
     config = read()
@@ -106,9 +113,22 @@ def run(read: Callable[[], DeploymentConfig], path: Path) -> int:
         config = config.model_copy(update={"model_source": config.model_fallback, "model_fallback": None})
         files = resolve(config.model_source, engine=config.engine)
     plan = capacity.check(config, files)
-    classifier = None
-    if files.classification is not None:
-        classifier = classification.load_settings(files.classification.parent)
+
+    def classifier() -> ClassificationSettings | None:
+        from model_server import classification  # numpy: a third of a second that the engine need not wait for
+
+        if config.engine == "ollama":
+            # A name carries no settings, but any instructed model can say a letter. It is only read as text:
+            # temperature and threshold are never used, and any one-token alphabet will do.
+            return classification.settings_for(
+                lambda text: [ord(character) for character in text],
+                temperature=1,
+                review_threshold=1,
+                max_call_tokens=OLLAMA_CALL_TOKENS,
+            )
+        if files.classification is None:
+            return None
+        return classification.load_settings(files.classification.parent)
 
     async def serve() -> int:
         engine = engines.create(config, plan, files)

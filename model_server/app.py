@@ -171,7 +171,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", tags=["operation"], **answers(None, schemas.Health, unhealthy=True, open_to_all=True))
     async def health() -> Response:
-        """Liveness: 503 when the engine is stalled, dead or could not be loaded; loading is healthy."""
+        """Liveness: 503 when the engine is stalled, dead, being replaced or failed to load; the first load is healthy."""
         return health_answer(service)
 
     @app.get("/ready", tags=["operation"], **answers(None, schemas.Health, unhealthy=True, open_to_all=True))
@@ -189,7 +189,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
 def health_answer(service: Service) -> Response:
     health = service.health()
-    alive = health.status not in ("stalled", "dead", "closed", "failed")
+    alive = health.status not in ("stalled", "dead", "restarting", "closed", "failed")
     return json_answer(health, 200 if alive else 503)
 
 

@@ -128,7 +128,7 @@ class ModelDescription(Answer):
     detail: dict[str, str | int | float]
 
 
-HealthStatus = Literal["starting", "ready", "stalled", "dead", "closed", "draining", "failed"]
+HealthStatus = Literal["starting", "ready", "stalled", "dead", "restarting", "closed", "draining", "failed"]
 
 
 class Health(Answer):

@@ -93,18 +93,20 @@ async def serve(
     config: DeploymentConfig,
     engine: Engine,
     *,
-    classifier: ClassificationSettings | None = None,
+    classifier: Callable[[], ClassificationSettings | None] = lambda: None,
     config_path: Path | None = None,
     read_config: Callable[[], DeploymentConfig] | None = None,
 ) -> int:
     """Serve until a signal ends it; returns the exit code: 0 drained, 1 could not load or had to cut a request.
 
     Args:
+        classifier: Reads how the model classifies, while it loads; None: it does not.
         config_path: Watched for hot reload.
         read_config: Reads it; None: only the key file is reloaded.
 
     Raises:
         ConfigurationError: A port is taken, or keys are missing or unusable.
+        ModelLoadError: ``classifier`` cannot be read.
     """
     serving = config.serving
     keys = keys_of(config)
@@ -114,6 +116,12 @@ async def serve(
     load = asyncio.ensure_future(engine.load())
     # In a thread, so that the engine's process is under way meanwhile: the imports take about a second.
     app_module, listener = await asyncio.to_thread(_import_http)
+    try:
+        settings = classifier()
+    except DeploymentError:
+        load.cancel()
+        await engine.close()
+        raise
 
     from model_server.metrics import Metrics
 
@@ -121,7 +129,7 @@ async def serve(
     handlers = tracing.configure(serving.otlp_endpoint, service_version=config.model_version)
     on_drop = metrics.log_records_dropped_total.inc
     logs.configure(serving.log_level, serving.log_dir, on_drop=on_drop, handlers=handlers)
-    app = app_module.create_app(engine, config, classifier=classifier, metrics=metrics, keys=keys, load=load)
+    app = app_module.create_app(engine, config, classifier=settings, metrics=metrics, keys=keys, load=load)
     service: Service = app.state.service
     reload = Reload(config, read_config or (lambda: config), app.state.edge)
     notifier = Notifier()

@@ -144,6 +144,8 @@ class Service:
         reason = health.reason
         if self.info is None and told == "ready":
             told = "starting"
+        elif self.info is not None and told == "starting":
+            told = "restarting"
         if self.failure is not None:
             told, reason = "failed", self.failure
         elif self.draining:

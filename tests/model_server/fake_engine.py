@@ -184,7 +184,7 @@ def main() -> int:
 
     async def serve() -> int:
         engine = FakeEngine(**{name: yaml.safe_load(value) for name, value in words.items()})
-        return await server.serve(read(), engine, classifier=settings(), config_path=path, read_config=read)
+        return await server.serve(read(), engine, classifier=settings, config_path=path, read_config=read)
 
     try:
         return uvloop.run(serve())

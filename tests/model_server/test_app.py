@@ -168,14 +168,14 @@ async def test_a_model_that_cannot_be_loaded_is_told_by_health(serve, until):
     assert "truncated" in health.json()["reason"]
 
 
-@pytest.mark.parametrize("state", ["stalled", "dead"])
-async def test_health_tells_a_lost_engine(serve, state):
+@pytest.mark.parametrize(("state", "told"), [("stalled", "stalled"), ("dead", "dead"), ("starting", "restarting")])
+async def test_health_tells_a_lost_engine(serve, state, told):
     served = await serve()
     served.engine.state = state
 
     health, ready = await served.ask("/health"), await served.ask("/ready")
 
-    assert (health.status_code, health.json()["status"]) == (503, state)
+    assert (health.status_code, health.json()["status"]) == (503, told)
     assert ready.status_code == 503
 
 

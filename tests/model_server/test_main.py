@@ -140,7 +140,7 @@ def test_nothing_said_is_a_usage_error():
     ("words", "told"),
     [
         (["serving.prot=1"], "did you mean 'port'?"),
-        (["optimization_settings.max_batch_size=many"], "optimization_settings.max_batch_size: "),
+        (["optimization_settings.max_batch_size=many"], "optimization_settings.max_batch_size"),
         (["nonsense"], "key=value"),
     ],
 )
