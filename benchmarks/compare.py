@@ -7,7 +7,6 @@ AAAA BBBB call two equal servers different in half of all comparisons, the inter
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.progress import Display
 from benchmarks.quality import answers, judge
 from benchmarks.records import Arm
 from benchmarks.report import write_report
+from benchmarks.results import measured_records
 from benchmarks.sampler import server_use
 from benchmarks.session import Session, Side, interrupted
 from benchmarks.stats import PairedComparison, compare_pairs, ratio_of_batches
@@ -50,11 +50,7 @@ def compare(scenario: Scenario, display: Display, sides: dict[Arm, Side] | None 
         display.expect(2 * scenario.pairs + 2 * (scenario.cover_calls or scenario.warmup_s > 0))
         try:
             session.warm_up()
-            for pair, arm in interleaved(scenario.pairs):
-                display.begin(f"pair {pair + 1} of {scenario.pairs}, {arm.upper()}")
-                session.send(arm, pair, "measure")
-                display.end()
-                time.sleep(scenario.pause_s)
+            _run_pairs(session, scenario, display)
             session.complete = True
         except KeyboardInterrupt:
             stopped = True
@@ -67,11 +63,26 @@ def compare(scenario: Scenario, display: Display, sides: dict[Arm, Side] | None 
     return int(summary["exit_code"]), summary
 
 
-def interleaved(pairs: int) -> Iterator[tuple[int, Arm]]:
-    """A B, B A, A B, ... with the number of the pair."""
-    for pair in range(pairs):
-        for arm in ARMS if pair % 2 == 0 else reversed(ARMS):
-            yield pair, arm
+def order(pair: int) -> tuple[Arm, ...]:
+    """A B, then B A, and so on."""
+    return ARMS if pair % 2 == 0 else ARMS[::-1]
+
+
+def _run_pairs(session: Session, scenario: Scenario, display: Display) -> None:
+    """All pairs; one in which the generator was not well is marked and done again at the end."""
+    pairs = list(range(scenario.pairs))
+    for number, pair in enumerate(pairs, 1):
+        both = []
+        for arm in order(pair):
+            display.begin(f"pair {number} of {len(pairs)}, {arm.upper()}")
+            both.append(session.send(arm, pair, "measure"))
+            display.end()
+            time.sleep(scenario.pause_s)
+        if any(run["ill_health"] for run in both) and len(pairs) < scenario.pairs + scenario.spare_pairs:
+            for run in both:
+                run["set_aside"] = True
+            pairs.append(len(pairs))
+            display.expect(display.steps + 2)
 
 
 def evaluate(
@@ -84,7 +95,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """The verdict and what it rests on, from records and what the generator said about each run."""
     rules = scenario.verdict
-    measured = records[records["phase"] == "measure"]
+    aside = [run for run in runs if run["set_aside"]]
+    runs = [run for run in runs if not run["set_aside"]]
+    measured = measured_records(records, aside)
     table = _runs(measured, runs, scenario)
     comparison = _compare(table, scenario)
     by_arm = {arm: measured[measured["arm"] == arm] for arm in ARMS}
@@ -92,6 +105,7 @@ def evaluate(
     quality = judge(said["a"], said["b"], rules.alpha)
     findings = [
         *_validity(runs),
+        *([Finding("validity", "PASS", "set_aside", {"pairs": len(aside) // 2})] if aside else []),
         *([] if complete else [Finding("completeness", "NO VERDICT", "incomplete", {"pairs": len(table) // 2})]),
         judge_speed(comparison, rules),
         *(judge_errors(arm, int((~rows["ok"]).sum()), len(rows), rules) for arm, rows in by_arm.items()),

@@ -111,6 +111,9 @@ class Scenario(RunConfig):
     """A request that takes longer is an error."""
     pairs: Annotated[int, Field(ge=2, le=200)] = 8
     """``compare``: runs on each side, in the order A B, B A, A B, ..."""
+    spare_pairs: Annotated[int, Field(ge=0, le=200)] = 2
+    """Pairs in which the load generator was not well are set aside and done again, at most so many; with more the
+    comparison is invalid. What the servers did plays no part in that."""
     pause_s: Annotated[float, Field(ge=0)] = 0.2
     """Idle time between two runs."""
     seed: int = 0

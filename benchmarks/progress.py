@@ -27,6 +27,7 @@ class Display:
             disable=not console.is_terminal or quiet,
         )
         self._task = self._bar.add_task("starting", total=None, live="")
+        self.steps = 0
         self._step = ""
         self._live = ""
 
@@ -40,8 +41,9 @@ class Display:
         self._bar.stop()
 
     def expect(self, steps: int) -> None:
-        """So many steps are ahead."""
-        self._bar.update(self._task, total=steps, completed=0)
+        """So many steps are to be done, what went before the first call not counted."""
+        self._bar.update(self._task, total=steps, completed=None if self.steps else 0)
+        self.steps = steps
 
     def begin(self, step: str) -> None:
         self._step, self._live = step, ""

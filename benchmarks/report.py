@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks.config import Language
 from benchmarks.errors import ResultsError
-from benchmarks.results import load, read_manifest
+from benchmarks.results import load, measured_records, read_manifest
 from benchmarks.texts import say, say_finding
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def render(
     lang: Language,
 ) -> str:
     """The report as HTML."""
-    measured = records[records["phase"] == "measure"]
+    measured = measured_records(records, [run for run in manifest["runs"] if run["set_aside"]])
     figures: dict[str, go.Figure] = {}
     compared = summary["kind"] == "compare"
     body = [

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != RESULTS_VERSION:
         raise ResultsError(f"{folder} has results of version {version}; this program reads {RESULTS_VERSION}")
     return manifest
+
+
+def measured_records(records: pd.DataFrame, set_aside: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The requests that count: no warm-up, and none of the runs that were set aside."""
+    return records[(records["phase"] == "measure") & ~records["run"].isin([run["run"] for run in set_aside])]
 
 
 def derive(records: pd.DataFrame) -> pd.DataFrame:

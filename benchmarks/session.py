@@ -105,6 +105,7 @@ class Session:
         )
         found = self._generator.run(run, self.display.tick)
         self.display.tick(found["requests"], found["failed"])
+        found["set_aside"] = False
         found["ill_health"] = ill_health(found, scenario.client_limits) if phase == "measure" else []
         self.runs.append(found)
         return found

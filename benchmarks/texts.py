@@ -119,6 +119,10 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Interrupted after {pairs} pairs.",
         "zh": "在 {pairs} 对之后中断。",
     },
+    "set_aside": {
+        "en": "{pairs} pairs were set aside and repeated, because the load generator got too little CPU in them.",
+        "zh": "{pairs} 对因负载生成器得不到足够的 CPU 而搁置并重做。",
+    },
     "ill_health": {"en": "Run {run}: {reason}.", "zh": "第 {run} 次运行:{reason}。"},
     # metrics
     "qps": {"en": "requests per second", "zh": "每秒请求数"},

@@ -148,3 +148,21 @@ def test_help_teaches(words, capsys):
 
     assert caught.value.code == 0
     assert len(capsys.readouterr().out) > 200
+
+
+def test_a_pair_in_which_the_generator_was_not_well_is_done_again_and_too_many_are_invalid(command, server):
+    """With a limit that no run can keep, all spare pairs are used up."""
+    code, last, text, progress = command(
+        "compare", CONFIGS / "baseline.yml", f"a={server.url}", f"b={server.url}", "requests=10", "duration_s=null",
+        "warmup_s=0", "pairs=2", "spare_pairs=1", "pause_s=0", "client_limits.cpu_share=0.0001", "out=r",
+    )  # fmt: skip
+
+    runs = json.loads(Path("r/manifest.json").read_text(encoding="utf-8"))["runs"]
+    measured = [run for run in runs if run["phase"] == "measure"]
+    assert [(run["arm"], run["pair"], run["set_aside"]) for run in measured] == [
+        ("a", 0, True), ("b", 0, True), ("b", 1, False), ("a", 1, False), ("a", 2, False), ("b", 2, False),
+    ]  # fmt: skip
+    assert (code, last["verdict"]) == (4, "INVALID")
+    assert last["a"]["total_requests"] == 20
+    assert "pair 3 of 3" in progress
+    assert "set aside" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from benchmarks.compare import evaluate, interleaved
+from benchmarks.compare import evaluate, order
 from benchmarks.config import Language, Scenario
 from benchmarks.records import Record
 from benchmarks.results import derive, frame
@@ -14,7 +14,7 @@ from benchmarks.texts import TEXTS, say_finding
 
 CATEGORIES = ("网络故障", "账单争议", "服务态度", "物流")
 NO_SAMPLES = pd.DataFrame(columns=list(COLUMNS))
-WELL = {"client_cpu_share": 0.1, "loop_lag_p50_s": 0.0002, "peak_in_flight": 4, "ill_health": []}
+WELL = {"client_cpu_share": 0.1, "loop_lag_p50_s": 0.0002, "peak_in_flight": 4, "ill_health": [], "set_aside": False}
 
 
 def scenario(pairs: int = 5, **verdict: object) -> Scenario:
@@ -26,7 +26,7 @@ def comparison(
 ):
     """Records of interleaved runs: B answers ``speed`` times as fast; its first ``wrong_b`` calls are wrong."""
     rows, runs, now = [], [], 0.0
-    for run, (pair, arm) in enumerate(interleaved(pairs)):
+    for run, (pair, arm) in enumerate((number, side) for number in range(pairs) for side in order(number)):
         begin = now
         step = 0.01 / ((speed * (1 + noise[pair % len(noise)])) if arm == "b" else 1.0)
         for number in range(calls):
@@ -105,6 +105,21 @@ def test_a_saturated_generator_makes_everything_invalid():
     found = evaluate(scenario(), records, NO_SAMPLES, runs, complete=True)
 
     assert (found["verdict"], found["exit_code"]) == ("INVALID", 4)
+
+
+def test_a_pair_that_was_set_aside_does_not_count_and_is_told():
+    records, runs = comparison(speed=1.5, pairs=6)
+    slow = records["run"].isin([2, 3]) & (records["arm"] == "b")
+    records.loc[slow, "latency_scheduled_s"] *= 100
+    for run in runs[2:4]:
+        run |= {"ill_health": ["it had too little CPU"], "set_aside": True}
+
+    found = evaluate(scenario(primary="latency_avg"), records, NO_SAMPLES, runs, complete=True)
+
+    assert found["verdict"] == "PASS"
+    assert found["comparison"]["pairs"] == 5
+    assert found["a"]["total_requests"] == 5 * 200
+    assert "1 pairs were set aside" in say_finding(found["findings"][0], "en")
 
 
 def test_an_interrupted_comparison_has_no_verdict_even_if_it_looked_bad():
