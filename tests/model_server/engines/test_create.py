@@ -61,7 +61,7 @@ async def test_openvino_gets_its_numbers_from_the_plan_and_shrinks_with_its_slot
 
 
 async def test_a_fallback_is_resolved_only_when_it_is_needed(tmp_path):
-    config = environment(tmp_path, "openvino", model_fallback="models/not-here")
+    config = environment(tmp_path, "openvino", model_name="qwen3-0.6b", model_fallback="models/not-here")
     files = files_of("openvino")
     engine = engines.create(config, capacity.check(config, files), files)
     info = await engine.load()
