@@ -171,7 +171,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get("/health", tags=["operation"], **answers(None, schemas.Health, unhealthy=True, open_to_all=True))
     async def health() -> Response:
-        """Liveness: 503 when the engine is stalled, dead, being replaced or failed to load; the first load is healthy."""
+        """Liveness: 503 when the engine is stalled, dead, being replaced or failed to load; loading is healthy."""
         return health_answer(service)
 
     @app.get("/ready", tags=["operation"], **answers(None, schemas.Health, unhealthy=True, open_to_all=True))

@@ -8,6 +8,7 @@ import fake_engine
 import pytest
 import structlog
 
+from model_server.engine import Prompt
 from model_server.errors import EngineUnavailableError, ModelLoadError
 from model_server.service import ScoreBatches
 
@@ -111,6 +112,37 @@ async def test_concurrent_classifications_share_batches(serve):
     assert sum(served.engine.batches) == 16
     assert max(served.engine.batches) == 4
     assert len(served.engine.batches) <= 7
+
+
+async def test_the_prompt_of_a_call_has_the_ids_of_the_whole_text(serve):
+    """The instruction is tokenised once; what the engine gets must not differ from tokenising all of it."""
+    served = await serve()
+    settings = fake_engine.settings()
+    text = settings.prompt_prefix + "客户:断了!" + settings.prompt_suffix
+
+    prompt = await served.service._call_prompt("客户:断了!", settings)
+
+    assert prompt.text == text
+    assert prompt.token_ids == tuple(map(ord, text))
+    assert prompt.tokens == len(text)
+
+
+async def test_a_tokenizer_that_joins_over_the_seam_is_given_the_whole_text(serve):
+    served = await serve()
+    settings = fake_engine.settings()
+    plain = served.engine.prompt
+
+    def joining(content):
+        prompt = plain(content)
+        seam = settings.prompt_prefix[-1] + "客"
+        ids = tuple(map(ord, prompt.text.replace(seam, "\0")))
+        return Prompt(prompt.text, token_ids=ids, tokens=len(ids))
+
+    served.engine.prompt = joining
+    prompt = await served.service._call_prompt("客户:断了!", settings)
+
+    assert prompt == joining(prompt.text)
+    assert 0 in prompt.token_ids
 
 
 async def test_a_failed_batch_fails_its_requests_and_no_others():

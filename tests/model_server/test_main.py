@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_engine.py")
 ENVIRONMENT = {
     "model_name": "qwen3-test",
@@ -265,6 +267,43 @@ async def test_systemd_hears_that_it_is_ready_and_that_it_stops(run, tmp_path, m
         said = [manager.recv(1000).decode().partition("\n")[0] for _ in range(5)]
 
     assert said == ["WATCHDOG=1", "READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+
+
+async def test_the_embedded_model_is_served(tmp_path):
+    """The command of the README, on a free port: it classifies, streams, tells how it started, and drains."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "model_server",
+        "environments/local.yml",
+        "serving.port=0",
+        "serving.log_dir=null",
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    server = Running(process)
+    try:
+        url = await server.ready()
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+            call = "客户:我家的宽带断了三天,报修了也没有人来。"
+            decision = (await client.post("/api/v1/classify", json={"text": call})).json()
+            body = {"model": "complaints-tiny", "prompt": "你好", "max_tokens": 300, "ignore_eos": True, "stream": True}
+            async with client.stream("POST", "/v1/completions", json=body) as answer:
+                server.signal(signal.SIGTERM)
+                text = "".join([part async for part in answer.aiter_text()])
+        assert await server.ended() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        process._transport.close()
+
+    assert math.isclose(sum(decision["probabilities"].values()), 1)
+    assert decision["category"] == max(decision["probabilities"], key=decision["probabilities"].get)
+    assert text.endswith("data: [DONE]\n\n")
+    [ready] = [line for line in server.lines if line["event"] == "ready"]
+    assert next(iter(ready["phases_s"])) == "process"
 
 
 # -- draining ---------------------------------------------------------------------------------------------
