@@ -117,10 +117,12 @@ class OpenVINOEngine:
             self._process = subprocess.Popen(  # noqa: ASYNC220
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
             )
+        # Before the loop gets the socket: while the server imports its HTTP side, the loop's next turn may be late,
+        # and the child should be reading weights by then.
+        ours.sendall(frame(self._load))
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._loaded = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader))
-        self._send(self._load)
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 # The tokenizer is read while the child compiles.
