@@ -26,6 +26,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import signal
 import socket
@@ -111,7 +112,7 @@ class LMDeployEngine:
         self._load_timeout_s, self._read_timeout_s = load_timeout_s, read_timeout_s
         self._stall_s, self._drain_s, self._poll_s, self._backoff_s = stall_s, drain_s, poll_s, backoff_s
         self._python, self._launcher, self._transport = python, launcher, transport
-        self._key = secrets.token_urlsafe(32) if url is None else api_key
+        self._key = secrets.token_hex(32) if url is None else api_key
         self._tokenizer: tokenizer.Tokenizer | None = None
         self._remote: Remote | None = None
         self._child: asyncio.subprocess.Process | None = None
@@ -275,6 +276,7 @@ class LMDeployEngine:
         probe_s = self._stall_s / 4
         environ = os.environ | {
             "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",  # else the launcher's folder comes first, and this file hides the library
             "UVICORN_LOG_LEVEL": "warning",  # requests are logged by this server
             "HF_HUB_OFFLINE": "1",  # the model is here; no look-ups of newer files
             "LMDEPLOY_HEALTH_PROBE_TIMEOUT": f"{probe_s}",
@@ -466,10 +468,14 @@ class LMDeployEngine:
     async def _wait(self, child: asyncio.subprocess.Process) -> None:
         code = await child.wait()
         await asyncio.sleep(0.1)  # its last words
-        words = next((line for line in reversed(self._said) if line.strip()), "it said nothing")
         killed = code == -signal.SIGKILL and (cgroup.locate().oom_kills() or 0) > self._oom_kills
         self._out_of_memory = killed or any("out of memory" in line.lower() for line in self._said)
-        self._lost("dead", f"LMDeploy ended with code {code}: {words}")
+        self._lost("dead", f"LMDeploy ended with code {code}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        """The errors it named. The last one alone is mostly "engine process is not alive"; the cause came before."""
+        named = [line for line in self._said if re.search(r"\bERROR\b|^\S*(Error|Exception): |Fallback to", line)]
+        return "; ".join(dict.fromkeys(named[-5:])) or next(reversed(self._said), "it said nothing")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

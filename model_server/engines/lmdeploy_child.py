@@ -25,7 +25,8 @@ def main() -> None:
     while not key.endswith(b"\n"):
         key += os.read(0, 1) or b"\n"
     threading.Thread(target=_follow_parent, daemon=True).start()
-    sys.argv = ["lmdeploy", *sys.argv[1:], "--api-keys", key.decode().strip()]
+    # With "=": a key that begins with "-" would be taken for an option, refused, and printed.
+    sys.argv = ["lmdeploy", *sys.argv[1:], f"--api-keys={key.decode().strip()}"]
     _let_managers_finish()
     from lmdeploy.cli import run
 

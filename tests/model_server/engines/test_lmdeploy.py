@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from model_server.engine import Message, Sampling
-from model_server.engines.lmdeploy import LMDeployEngine
+from model_server.engines.lmdeploy import LAUNCHER, LMDeployEngine
 from model_server.errors import (
     ConfigurationError,
     ContextTooLongError,
@@ -245,6 +245,31 @@ async def test_a_label_outside_the_returned_ones_stands_at_the_smallest_and_is_c
 def test_an_impossible_cache_precision_is_refused(tiny):
     with pytest.raises(ConfigurationError, match="4, 8 and 16"):
         LMDeployEngine(model="m", path=tiny, kv_cache_bits=2)
+
+
+def test_the_launcher_hides_the_key_and_ends_with_its_parent(tmp_path):
+    """Any key: one that begins with a dash once made LMDeploy's option parser print it and give up."""
+    (tmp_path / "lmdeploy").mkdir()
+    (tmp_path / "lmdeploy" / "cli.py").write_text(
+        "import sys, time\ndef run():\n    print(sys.argv, flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, LAUNCHER, "serve", "api_server"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    process.stdin.write(b"-a-key\n")
+    process.stdin.flush()
+
+    seen = process.stdout.readline().decode()
+    command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    process.communicate()  # closes its standard input
+
+    assert seen.strip() == "['lmdeploy', 'serve', 'api_server', '--api-keys=-a-key']"
+    assert b"a-key" not in command
+    assert process.returncode == -signal.SIGTERM
 
 
 # -- the real server ---------------------------------------------------------------------------------------------
@@ -562,10 +587,10 @@ async def test_a_child_whose_parent_is_gone_ends_by_itself(tiny):
 
 
 @pytest.mark.lmdeploy
-async def test_a_model_that_lmdeploy_cannot_read_is_a_load_error_with_its_words(tiny, tmp_path):
-    for file in tiny.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+async def test_without_a_gpu_the_load_error_names_the_cause(tiny):
+    """LMDeploy as it is, without our engine for the CPU: it falls back from TurboMind, then finds no driver."""
+    engine = LMDeployEngine(model="tiny", path=tiny, slots=4, context_tokens=512)
 
-    with pytest.raises(ModelLoadError, match="LMDeploy ended with code 1"):
-        await real_engine(tmp_path).load()
+    with pytest.raises(ModelLoadError, match=r"code 1: .*Fallback to pytorch.*no NVIDIA driver"):
+        await engine.load()
