@@ -1,17 +1,22 @@
-"""One module per engine; :func:`create` picks the one an environment names."""
+"""One module per engine; :func:`create` picks the one an environment names.
+
+Imports nothing heavy by itself: the engine's own process comes through here too, and its start is part of what a
+client waits for.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model_server.capacity import CapacityPlan
-from model_server.deployment import DeploymentConfig
-from model_server.engine import Engine
-from model_server.errors import ModelLoadError
-from model_server.model_source import ModelFiles, resolve
-from model_server.recovery import RecoveringEngine
+if TYPE_CHECKING:
+    from model_server.capacity import CapacityPlan
+    from model_server.deployment import DeploymentConfig
+    from model_server.engine import Engine
+    from model_server.model_source import ModelFiles
+    from model_server.recovery import RecoveringEngine
 
 LMDEPLOY_KEY = "LMDEPLOY_API_KEY"
 """Environment variable with the key of an LMDeploy that runs elsewhere; a child gets a random one."""
@@ -24,6 +29,9 @@ def create(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles) -> R
         plan: Accepted by :func:`model_server.capacity.check`.
         files: ``config.model_source`` as it was resolved for the plan.
     """
+    from model_server.model_source import resolve
+    from model_server.recovery import RecoveringEngine
+
     sources = [config.model_source, *([config.model_fallback] if config.model_fallback else [])]
     found = {config.model_source: files}
 
@@ -98,6 +106,8 @@ def _build(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles, slot
 
 
 def _path(files: ModelFiles) -> Path:
+    from model_server.errors import ModelLoadError
+
     if files.path is None:
         raise ModelLoadError(files.source, "this engine loads files, and the name stands for none")
     return files.path

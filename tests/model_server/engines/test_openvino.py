@@ -6,11 +6,14 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from model_server import tokenizer
 from model_server.engine import Message, Sampling
 from model_server.engines import openvino
 from model_server.engines.openvino import OpenVINOEngine, StopText
@@ -225,6 +228,22 @@ async def test_closing_ends_the_process_and_running_streams():
             pass
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_gguf_file_loads_as_it_is_and_reads_text_as_its_model_directory_does(tmp_path):
+    tools = Path(__file__).parents[2] / "tools"
+    subprocess.run([sys.executable, tools / "tiny_qwen3.py", tmp_path / "tiny"], check=True)
+    gguf = tmp_path / "tiny.gguf"
+    subprocess.run([sys.executable, tools / "gguf_model.py", tmp_path / "tiny", gguf, "f16"], check=True)
+    engine = build(gguf, scoring=False)
+    await engine.load()
+    text = "the 你好<|im_end|> 123 don't"
+    chunks = await collect(engine, text)
+
+    assert list(engine.prompt(text).token_ids) == tokenizer.load(tmp_path / "tiny").encode(text)
+    assert sum(chunk.tokens for chunk in chunks) == 12
+    assert "\ufffd" not in "".join(chunk.text for chunk in chunks)
+    await engine.close()
 
 
 @pytest.mark.parametrize(
