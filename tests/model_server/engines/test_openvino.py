@@ -110,7 +110,8 @@ async def test_scores_do_not_depend_on_what_is_scored_beside_them(engine):
     await fresh.close()
     together = await engine.score(prompts, [5, 6, 7])
 
-    assert [scores == pytest.approx(other, abs=0.02) for scores, other in zip(together, alone, strict=True)] == [True] * 12
+    for scores, other in zip(together, alone, strict=True):
+        assert scores == pytest.approx(other, abs=0.02)
 
 
 async def test_another_instruction_in_between_does_not_spoil_the_prefix(engine):
@@ -210,7 +211,7 @@ async def test_a_damaged_model_is_refused_with_the_librarys_reason(tmp_path):
     copy = tmp_path / "model"
     shutil.copytree(MODEL, copy)
     (copy / "openvino_model.xml").write_text("<net>")
-    with pytest.raises(ModelLoadError, match="openvino_model.xml|parse|XML|xml"):
+    with pytest.raises(ModelLoadError, match=r"openvino_model\.xml|xml"):
         await build(copy).load()
 
 
