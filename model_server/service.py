@@ -381,8 +381,14 @@ class _Scoring:
     done: asyncio.Future[None]
 
 
+IN_FLIGHT = 2
+"""Batches with the engine: one is computed, and the next is there when it is done, while this side still writes
+answers. Against one at a time: 1.09x the calls/s and a lower p99 (tiny model, 16 clients, 8 interleaved pairs on 2
+busy cores, 2026-11-23)."""
+
+
 class ScoreBatches:
-    """Gathers concurrent classifications: a batch is whatever waits when the engine becomes free.
+    """Gathers concurrent classifications: a batch is whatever waits when the engine can take one.
 
     Nothing is held back to fill a batch, so an idle server adds no wait.
 
@@ -394,7 +400,7 @@ class ScoreBatches:
         self._engine, self._label_ids = engine, label_ids
         self._max_batch, self._max_queue = max_batch, max_queue
         self._items: deque[tuple[_Scoring, int, Prompt]] = deque()
-        self._runner: asyncio.Task[None] | None = None
+        self._runners: set[asyncio.Task[None]] = set()
         self._batch_s = 0.0
         self._pending = 0
         self.running = 0
@@ -415,8 +421,10 @@ class ScoreBatches:
         scoring = _Scoring([[]] * len(prompts), len(prompts), asyncio.get_running_loop().create_future())
         self._items.extend((scoring, index, prompt) for index, prompt in enumerate(prompts))
         self._pending += 1
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run())
+        if len(self._runners) < IN_FLIGHT:
+            runner = asyncio.create_task(self._run())
+            self._runners.add(runner)
+            runner.add_done_callback(self._runners.discard)
         try:
             await scoring.done
         finally:
@@ -424,16 +432,13 @@ class ScoreBatches:
         return scoring.scores
 
     async def _run(self) -> None:
-        try:
-            # One turn of the loop, so that requests whose bytes are here already join.
-            await asyncio.sleep(0)
-            while self._items:
-                # No turn here: the engine gets its next batch before the answers of the last are written.
-                batch = self._next_batch()
-                if batch:
-                    await self._compute(batch)
-        finally:
-            self._runner = None
+        # One turn of the loop, so that requests whose bytes are here already join.
+        await asyncio.sleep(0)
+        while self._items:
+            # No turn here: the engine gets its next batch before the answers of the last are written.
+            batch = self._next_batch()
+            if batch:
+                await self._compute(batch)
 
     def _next_batch(self) -> list[tuple[_Scoring, int, Prompt]]:
         batch: list[tuple[_Scoring, int, Prompt]] = []
@@ -445,7 +450,7 @@ class ScoreBatches:
 
     async def _compute(self, batch: list[tuple[_Scoring, int, Prompt]]) -> None:
         requests = {scoring for scoring, _, _ in batch}
-        self.running = len(requests)
+        self.running += len(requests)
         started_at = time.monotonic()
         try:
             scores = await self._engine.score([prompt for _, _, prompt in batch], self._label_ids)
@@ -455,7 +460,7 @@ class ScoreBatches:
                     scoring.done.set_exception(error)
             return
         finally:
-            self.running = 0
+            self.running -= len(requests)
             self._batch_s = time.monotonic() - started_at
         for (scoring, index, _), row in zip(batch, scores, strict=True):
             scoring.scores[index] = row
