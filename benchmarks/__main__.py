@@ -66,11 +66,10 @@ def complain(error: Exception, *, as_json: bool) -> int:
 
 def print_result(summary: dict[str, Any], lang: Language, *, as_json: bool) -> None:
     """What a person wants to know, then one line of JSON."""
-    from benchmarks.texts import say, say_finding
+    from benchmarks.texts import say, say_finding, say_meaning
 
     if not as_json:
-        meaning = "meaning_run_" if summary["kind"] == "run" and summary["verdict"] != "INVALID" else "meaning_"
-        print(f"\n{say(summary['verdict'], lang)}  {say(meaning + summary['verdict'], lang)}")
+        print(f"\n{say(summary['verdict'], lang)}  {say_meaning(summary, lang)}")
         if summary["kind"] == "compare":
             for finding in summary["findings"]:
                 print(f"  {say(finding['answer'], lang)}: {say_finding(finding, lang)}")

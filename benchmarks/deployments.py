@@ -91,26 +91,34 @@ def wait_until_ready(deployment: Deployment, limit_s: float = READY_S) -> None:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM to the server, which stops its children; what is left after ``STOP_S`` is killed, children too."""
-    family = _family(process.pid)
+    family = _descendants(process.pid)
     if process.poll() is None:
         process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=STOP_S)
-    except subprocess.TimeoutExpired:
-        family += [member for member in _family(process.pid) if member not in family]
-    # By identity (process id and start time): an id that another process has by now is left alone.
-    for member in family:
+    # Children of a server that crashed have another parent by now, but are still in its session.
+    for member in [*family, *_descendants(process.pid), *_session(process.pid)]:
         with contextlib.suppress(psutil.Error):
+            # psutil compares the start time too: an id that another process has by now is left alone.
             member.kill()
     process.wait()
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _descendants(pid: int) -> list[psutil.Process]:
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
     except psutil.Error:
         return []
+
+
+def _session(leader: int) -> list[psutil.Process]:
+    found = []
+    for member in psutil.process_iter():
+        with contextlib.suppress(OSError):
+            if os.getsid(member.pid) == leader:
+                found.append(member)
+    return found
 
 
 def _ready(url: str) -> bool:

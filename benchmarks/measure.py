@@ -52,6 +52,7 @@ def run(scenario: Scenario, display: Display) -> tuple[int, dict[str, Any]]:
         "name": scenario.name,
         "verdict": verdict,
         "exit_code": code,
+        "objective": scenario.objective.model_dump(exclude_none=True),
         "reasons": reasons + missed,
         "folder": str(session.folder),
         "report": str(session.folder / "report.html"),

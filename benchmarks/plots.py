@@ -189,7 +189,7 @@ def timeline(records: pd.DataFrame, samples: pd.DataFrame, names: dict[str, str]
             "showgrid": False,
             "zeroline": False,
             "tickvals": [0, 50, 100],
-            "ticksuffix": " %",
+            "ticktext": ["0 %", "50 %", "100 %"],
             "automargin": True,
         },
     )

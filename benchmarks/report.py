@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks.config import Language
 from benchmarks.errors import ResultsError
 from benchmarks.results import load, measured_records, read_manifest
-from benchmarks.texts import say, say_finding
+from benchmarks.texts import say, say_finding, say_meaning
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -58,7 +58,7 @@ def render(
         _figures_table(summary, lang),
         *(_comparison(manifest, summary, measured, samples, figures, lang) if compared else ()),
         *(() if compared else _single(measured, samples, figures, lang)),
-        _slowest(measured, lang),
+        _slowest(measured, lang, sides=compared),
         *((_settings(manifest, lang),) if compared else ()),
         _machine(manifest, lang),
     ]
@@ -67,7 +67,6 @@ def render(
 
 def _head(manifest: Mapping[str, Any], summary: Mapping[str, Any], lang: Language) -> str:
     verdict = summary["verdict"]
-    meaning = f"meaning_run_{verdict}" if summary["kind"] == "run" and verdict != "INVALID" else f"meaning_{verdict}"
     if summary["kind"] == "compare":
         lines = [(finding["answer"], say_finding(finding, lang)) for finding in summary["findings"]]
     else:
@@ -79,7 +78,7 @@ def _head(manifest: Mapping[str, Any], summary: Mapping[str, Any], lang: Languag
 <p class="eyebrow">{html.escape(about)}</p>
 <h1>{html.escape(say(f"title_{summary['kind']}", lang))}</h1>
 <div class="verdict {_css(verdict)}"><strong>{html.escape(say(verdict, lang))}</strong>
-<span>{html.escape(say(meaning, lang))}</span></div>
+<span>{html.escape(say_meaning(summary, lang))}</span></div>
 {warning}<ul class="findings">{findings}</ul>
 </header>"""
 
@@ -172,11 +171,11 @@ def _figures_table(summary: Mapping[str, Any], lang: Language) -> str:
             ]
         if quality["agreement"] is not None:
             rows.append(("agreement", [f"{quality['agreement']:.1%}"]))
-    heads = [say("figure", lang), *([say("running_now", lang), say("candidate", lang)] if compared else [""])]
+    heads = [say("figure", lang), say("running_now", lang), say("candidate", lang)] if compared else []
     return _card(say("figures", lang), _table(heads, [(html.escape(say(name, lang)), *cells) for name, cells in rows]))
 
 
-def _slowest(measured: pd.DataFrame, lang: Language) -> str:
+def _slowest(measured: pd.DataFrame, lang: Language, *, sides: bool) -> str:
     rows = measured[measured["ok"]].nlargest(8, "latency_scheduled_s")
     if not len(rows):
         return ""
@@ -190,7 +189,8 @@ def _slowest(measured: pd.DataFrame, lang: Language) -> str:
         for _, row in rows.iterrows()
     ]
     heads = [say(name, lang) for name in ("side", "call", "at", "latency_ms")]
-    return _card(say("slowest", lang), _table(heads, cells))
+    first = 0 if sides else 1
+    return _card(say("slowest", lang), _table(heads[first:], [row[first:] for row in cells]))
 
 
 def _settings(manifest: Mapping[str, Any], lang: Language) -> str:

@@ -27,6 +27,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "这些数字不能说明服务器的情况。",
     },
     "meaning_run_PASS": {"en": "The objective was met.", "zh": "达到目标。"},
+    "meaning_run_valid": {"en": "The run is valid; no objective was set.", "zh": "测试有效;未设目标。"},
     "meaning_run_FAIL": {"en": "The objective was missed.", "zh": "未达到目标。"},
     "meaning_run_NO VERDICT": {"en": "The run was not finished.", "zh": "测试未完成。"},
     # findings
@@ -252,6 +253,16 @@ def say(key: str, lang: Language, **values: Any) -> str:
     """The sentence ``key`` with ``values`` filled in."""
     text = TEXTS[key][lang]
     return text.format(**values) if values else text
+
+
+def say_meaning(summary: Mapping[str, Any], lang: Language) -> str:
+    """What a verdict means, for a run or a comparison."""
+    verdict = summary["verdict"]
+    if summary["kind"] == "compare" or verdict == "INVALID":
+        return say(f"meaning_{verdict}", lang)
+    return say(
+        "meaning_run_valid" if verdict == "PASS" and not summary["objective"] else f"meaning_run_{verdict}", lang
+    )
 
 
 def say_finding(finding: Mapping[str, Any], lang: Language) -> str:
