@@ -201,7 +201,8 @@ class RecoveringEngine:
 
     async def _wait_until_replaced(self, engine: Engine) -> None:
         """The engine that failed may not have been noticed yet; do not run into it again."""
-        while self._engine is engine and not self._closed:
+        await asyncio.sleep(WATCH_S)
+        while self._engine is engine and not self._closed and engine.health().state != "ready":
             await asyncio.sleep(WATCH_S)
 
 

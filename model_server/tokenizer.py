@@ -83,6 +83,32 @@ class TextStream:
         return text[len(before) :]
 
 
+class StopText:
+    """Ends a text at the first of ``stops``, holding back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str, *, last: bool) -> tuple[str, bool]:
+        """What can be sent, and whether a stop was reached."""
+        if not self._stops:
+            return text, False
+        text = self._held + text
+        ends = [text.index(stop) for stop in self._stops if stop in text]
+        if ends:
+            return text[: min(ends)], True
+        keep = 0 if last else max(_overlap(text, stop) for stop in self._stops)
+        cut = len(text) - keep
+        self._held = text[cut:]
+        return text[:cut], False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

@@ -84,7 +84,6 @@ def _build(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles, slot
                 url=serving.engine_url or DEFAULT_URL,
                 slots=slots,
                 context_tokens=settings.max_sequence_length,
-                read_timeout_s=serving.request_timeout_s,
             )
         case "lmdeploy":
             from model_server.engines.lmdeploy import LMDeployEngine
@@ -100,7 +99,6 @@ def _build(config: DeploymentConfig, plan: CapacityPlan, files: ModelFiles, slot
                 prefix_caching=settings.enable_prefix_caching,
                 weight_bits=files.weight_bits,
                 weights_bytes=files.weights_bytes,
-                read_timeout_s=serving.request_timeout_s,
                 drain_s=serving.drain_s,
             )
 

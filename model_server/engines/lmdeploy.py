@@ -40,7 +40,6 @@ import structlog
 
 from model_server import cgroup, tokenizer
 from model_server.engine import Chunk, EngineHealth, EngineInfo, EngineState, FinishReason, Message, Prompt, Sampling
-from model_server.engines.openvino import StopText
 from model_server.engines.remote import Activity, RefusedError, Remote, TransientError, environment_python
 from model_server.errors import (
     ConfigurationError,
@@ -51,6 +50,7 @@ from model_server.errors import (
     ModelLoadError,
     ResourceInsufficientError,
 )
+from model_server.tokenizer import StopText
 
 Backend: TypeAlias = Literal["turbomind", "pytorch"]
 

@@ -161,7 +161,7 @@ class OpenVINOEngine:
         return Prompt(text, messages, ids, len(ids))
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Chunk]:
-        from model_server.tokenizer import TextStream
+        from model_server.tokenizer import StopText, TextStream
 
         self._require_ready()
         assert self._tokenizer is not None
@@ -348,32 +348,6 @@ class OpenVINOEngine:
         for answer in self._scores.values():
             if not answer.done():
                 answer.set_exception(EngineUnavailableError(reason))
-
-
-class StopText:
-    """Ends a text at the first of ``stops``, holding back what may be the beginning of one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-
-    def push(self, text: str, *, last: bool) -> tuple[str, bool]:
-        """What can be sent, and whether a stop was reached."""
-        if not self._stops:
-            return text, False
-        text = self._held + text
-        ends = [text.index(stop) for stop in self._stops if stop in text]
-        if ends:
-            return text[: min(ends)], True
-        keep = 0 if last else max(_overlap(text, stop) for stop in self._stops)
-        cut = len(text) - keep
-        self._held = text[cut:]
-        return text[:cut], False
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a beginning of ``stop``."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _drain(queue: asyncio.Queue[Piece | EngineError]) -> list[Piece | EngineError]:

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from model_server import cgroup, tokenizer
 from model_server.engine import Chunk, EngineHealth, EngineInfo, EngineState, FinishReason, Message, Prompt, Sampling
-from model_server.engines.openvino import StopText
 from model_server.engines.remote import Activity, environment_python
 from model_server.errors import (
     ContextTooLongError,
@@ -29,6 +28,7 @@ from model_server.errors import (
     ModelLoadError,
     ResourceInsufficientError,
 )
+from model_server.tokenizer import StopText
 
 CHILD = Path(__file__).with_name("transformers_child.py")
 

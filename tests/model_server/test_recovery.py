@@ -231,3 +231,22 @@ async def test_leaving_a_stream_closes_the_engines_iterator():
         await stream.aclose()
 
         assert left == ["ab"]
+
+
+async def test_an_engine_that_refuses_once_and_stays_ready_is_asked_again():
+    inner = scripted()
+    refusals = [EngineUnavailableError("busy for a moment")]
+    generate = inner.generate
+
+    async def moody(prompt, sampling):
+        if refusals:
+            raise refusals.pop()
+        async for chunk in generate(prompt, sampling):
+            yield chunk
+
+    inner.generate = moody
+    async with running(inner) as (engine, built):
+        await engine.load()
+
+        assert await asyncio.wait_for(text(engine), 2) == "012"
+        assert len(built) == 1

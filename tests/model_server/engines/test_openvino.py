@@ -16,7 +16,7 @@ import pytest_asyncio
 from model_server import tokenizer
 from model_server.engine import Message, Sampling
 from model_server.engines import openvino
-from model_server.engines.openvino import OpenVINOEngine, StopText
+from model_server.engines.openvino import OpenVINOEngine
 from model_server.errors import EngineError, EngineUnavailableError, ModelLoadError, TaskNotSupportedError
 from model_server.recovery import RecoveringEngine
 
@@ -258,7 +258,7 @@ async def test_a_gguf_file_loads_as_it_is_and_reads_text_as_its_model_directory_
     ],
 )
 async def test_stop_texts_are_found_across_pieces(pieces, stops, sent):
-    stop_text = StopText(stops)
+    stop_text = tokenizer.StopText(stops)
     out = ""
     for index, piece in enumerate(pieces):
         text, stopped = stop_text.push(piece, last=index == len(pieces) - 1)
