@@ -31,16 +31,16 @@ _KIB, _MIB = 2**10, 2**20
 # in full use and the mapped weights released (mapped_weights.py): a 1 M-parameter model with a vocabulary of
 # 1,600, Qwen3-0.6B at INT4, INT8 and FP16, each at 1 to 32 slots. tests/model_server/test_capacity.py repeats
 # it on the real server. INFERENCE_PRECISION_HINT=f32 (what CPUs without bf16 compute in) took the same memory.
-_SERVER_BYTES = 95 * _MIB  # tiny model: 88 MiB idle
+_SERVER_BYTES = 90 * _MIB  # tiny model: 88 MiB idle, 94 with 32 streams
 _SERVER_BYTES_PER_WORD = 600  # its tokenizer: 177 MiB with a vocabulary of 151,936
-_ENGINE_BYTES = 153 * _MIB  # libraries, Python, graph of the tiny model; 86 MiB of it are files
+_ENGINE_BYTES = 135 * _MIB  # libraries, Python: 139 MiB with the tiny model; 80 of it are files
 _ENGINE_BYTES_PER_WORD = 350  # GenAI's tokenizer
 _ENGINE_BYTES_PER_LAYER = 3 * _MIB // 2  # graph and kernels: 50 MiB (FP16) to 85 MiB (INT4) for 28 layers
 _SLOT_BYTES_PER_WORD = 16  # logits and the sampler's copies: 74 MiB for 32 slots
 _FAULT_BYTES = 64 * _KIB  # a lookup in the mapped embedding table brings in 16 pages around it
-# The second form that scores labels: 16 MiB of its own and 1.7 MiB a layer, measured as above.
-_SCORER_BYTES = 16 * _MIB
-_SCORER_BYTES_PER_LAYER = 17 * _MIB // 10
+# The second form that scores labels: 15 MiB for the tiny model's 4 layers, 64 MiB for 28.
+_SCORER_BYTES = 8 * _MIB
+_SCORER_BYTES_PER_LAYER = 2 * _MIB
 # GGUF is unpacked, not mapped: 0.6B as Q4_0, Q4_0 with Q8_0 embeddings, and Q8_0 (320, 396, 604 MiB) took 807,
 # 953 and 1,421 MiB once running and up to 908, 1,133 and 1,769 MiB while loading.
 _GGUF_COPIES, _GGUF_LOADING_COPIES, _GGUF_BYTES_PER_EMBEDDING = 2.15, 3.0, 0.8

@@ -144,7 +144,9 @@ async def _complete(client, model, text):
 
 
 async def _classify(client, number):
-    answer = await client.post("/api/v1/classify", json={"text": f"第{number}通电话。" + "我的宽带断了三天没人来修。" * 8})
+    answer = await client.post(
+        "/api/v1/classify", json={"text": f"第{number}通电话。" + "我的宽带断了三天没人来修。" * 8}
+    )
     assert answer.status_code == 200, answer.text
 
 
