@@ -53,7 +53,8 @@ def software() -> dict[str, Any]:
 
 
 def command_line() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """What was typed; the interpreter's own path says nothing."""
+    return ["python", *sys.orig_argv[1:]]
 
 
 def _cpu_model() -> str | None:

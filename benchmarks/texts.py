@@ -20,14 +20,14 @@ TEXTS: dict[str, dict[Language, str]] = {
     "meaning_FAIL": {"en": "The candidate must not replace what runs.", "zh": "候选版本不应替换当前版本。"},
     "meaning_NO VERDICT": {
         "en": "The evidence does not decide: run more pairs, or send more labelled calls.",
-        "zh": "证据不足以判定:请增加对照轮次,或发送更多带标签的通话。",
+        "zh": "证据不足以判定：请增加对照轮次，或发送更多带标签的通话。",
     },
     "meaning_INVALID": {
         "en": "These figures say nothing about the servers.",
         "zh": "这些数字不能说明服务器的情况。",
     },
     "meaning_run_PASS": {"en": "The objective was met.", "zh": "达到目标。"},
-    "meaning_run_valid": {"en": "The run is valid; no objective was set.", "zh": "测试有效;未设目标。"},
+    "meaning_run_valid": {"en": "The run is valid; no objective was set.", "zh": "测试有效；未设目标。"},
     "meaning_run_FAIL": {"en": "The objective was missed.", "zh": "未达到目标。"},
     "meaning_run_NO VERDICT": {"en": "The run was not finished.", "zh": "测试未完成。"},
     # findings
@@ -35,86 +35,87 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Speed: B is faster, {gain:.3f} times A by {metric} "
         "({confidence:.0%} interval {low:.3f} to {high:.3f}, "
         "{pairs} pairs).",
-        "zh": "速度:B 更快,按{metric}为 A 的 {gain:.3f} 倍({confidence:.0%} 区间 {low:.3f} 至 {high:.3f},{pairs} 对)。",
+        "zh": "速度：B 更快，按{metric}为 A 的 {gain:.3f} 倍（{confidence:.0%} 区间 {low:.3f} 至 {high:.3f}，"
+        "{pairs} 对）。",
     },
     "speed_slower": {
         "en": "Speed: B is slower, {gain:.3f} times A by {metric} "
         "({confidence:.0%} interval {low:.3f} to {high:.3f}, "
         "{pairs} pairs); up to {margin:.0%} worse is allowed.",
-        "zh": "速度:B 更慢,按{metric}为 A 的 {gain:.3f} 倍({confidence:.0%} "
-        "区间 {low:.3f} 至 {high:.3f},{pairs} 对);"
+        "zh": "速度：B 更慢，按{metric}为 A 的 {gain:.3f} 倍（{confidence:.0%} "
+        "区间 {low:.3f} 至 {high:.3f}，{pairs} 对）；"
         "允许最多差 {margin:.0%}。",
     },
     "speed_same": {
         "en": "Speed: no difference was shown by {metric}: {gain:.3f} "
         "times A ({confidence:.0%} interval {low:.3f} to "
         "{high:.3f}, {pairs} pairs); up to {margin:.0%} worse is allowed.",
-        "zh": "速度:按{metric}未显示出差异:为 A 的 {gain:.3f} 倍({confidence:.0%} 区间 {low:.3f} 至 {high:.3f},"
-        "{pairs} 对);允许最多差 {margin:.0%}。",
+        "zh": "速度：按{metric}未显示出差异：为 A 的 {gain:.3f} 倍（{confidence:.0%} 区间 {low:.3f} 至 {high:.3f}，"
+        "{pairs} 对）；允许最多差 {margin:.0%}。",
     },
     "speed_missing": {
         "en": "Speed: {metric} could not be stated for every run: too few successful requests.",
-        "zh": "速度:并非每次运行都能得出{metric}:成功请求太少。",
+        "zh": "速度：并非每次运行都能得出{metric}：成功请求太少。",
     },
     "errors_few": {
         "en": "Errors of {side}: {failed} of {total} requests (at most {limit:.1%}).",
-        "zh": "{side} 的错误:{total} 个请求中 {failed} 个(上限 {limit:.1%})。",
+        "zh": "{side} 的错误：{total} 个请求中 {failed} 个（上限 {limit:.1%}）。",
     },
     "errors_unsure": {
         "en": "Errors of {side}: {failed} of {total} requests, above {limit:.1%}, but too few requests to be certain.",
-        "zh": "{side} 的错误:{total} 个请求中 {failed} 个,高于 {limit:.1%},但请求太少,不能确定。",
+        "zh": "{side} 的错误：{total} 个请求中 {failed} 个，高于 {limit:.1%}，但请求太少，不能确定。",
     },
     "errors_many": {
         "en": "Errors of {side}: {failed} of {total} requests; at most {limit:.1%} are allowed.",
-        "zh": "{side} 的错误:{total} 个请求中 {failed} 个;上限为 {limit:.1%}。",
+        "zh": "{side} 的错误：{total} 个请求中 {failed} 个；上限为 {limit:.1%}。",
     },
     "errors_none_sent": {
         "en": "Errors of {side}: no request was sent.",
-        "zh": "{side} 的错误:没有发送请求。",
+        "zh": "{side} 的错误：没有发送请求。",
     },
     "errors_all": {
         "en": "Errors of {side}: none of {total} requests succeeded.",
-        "zh": "{side} 的错误:{total} 个请求无一成功。",
+        "zh": "{side} 的错误：{total} 个请求无一成功。",
     },
     "accuracy_kept": {
         "en": "Quality: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} "
         "(B) on {labelled_calls} labelled calls; a loss "
         "of more than {limit:.1%} is ruled out (interval {low:+.1%} to {high:+.1%}).",
-        "zh": "质量:{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}(A)和 {accuracy_b:.1%}(B);"
-        "可排除超过 {limit:.1%} 的损失(区间 {low:+.1%} 至 {high:+.1%})。",
+        "zh": "质量：{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}（A）和 {accuracy_b:.1%}（B）；"
+        "可排除超过 {limit:.1%} 的损失（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
     "accuracy_broken": {
         "en": "Quality: B is worse: accuracy {accuracy_a:.1%} (A) and "
         "{accuracy_b:.1%} (B) on {labelled_calls} labelled "
         "calls; the loss is more than {limit:.1%} (interval {low:+.1%} to {high:+.1%}).",
-        "zh": "质量:B 更差:{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}(A)和 {accuracy_b:.1%}(B);"
-        "损失超过 {limit:.1%}(区间 {low:+.1%} 至 {high:+.1%})。",
+        "zh": "质量：B 更差：{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}（A）和 {accuracy_b:.1%}（B）；"
+        "损失超过 {limit:.1%}（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
     "accuracy_unsure": {
         "en": "Quality: accuracy {accuracy_a:.1%} (A) and {accuracy_b:.1%} "
         "(B) on {labelled_calls} labelled calls; a loss "
         "of more than {limit:.1%} is not ruled out (interval {low:+.1%} to {high:+.1%}).",
-        "zh": "质量:{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}(A)和 {accuracy_b:.1%}(B);"
-        "不能排除超过 {limit:.1%} 的损失(区间 {low:+.1%} 至 {high:+.1%})。",
+        "zh": "质量：{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}（A）和 {accuracy_b:.1%}（B）；"
+        "不能排除超过 {limit:.1%} 的损失（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
     "agreement_kept": {
         "en": "Quality: both answer alike on {agreement:.1%} of {calls} calls (at least {limit:.0%}).",
-        "zh": "质量:{calls} 通通话中 {agreement:.1%} 回答一致(至少 {limit:.0%})。",
+        "zh": "质量：{calls} 通通话中 {agreement:.1%} 回答一致（至少 {limit:.0%}）。",
     },
     "agreement_broken": {
         "en": "Quality: both answer alike on only {agreement:.1%} of {calls} calls; at least {limit:.0%} are asked.",
-        "zh": "质量:{calls} 通通话中只有 {agreement:.1%} 回答一致;要求至少 {limit:.0%}。",
+        "zh": "质量：{calls} 通通话中只有 {agreement:.1%} 回答一致；要求至少 {limit:.0%}。",
     },
     "agreement_unsure": {
         "en": "Quality: both answer alike on {agreement:.1%} of {calls} "
         "calls (interval {low:.1%} to {high:.1%}); whether "
         "{limit:.0%} are reached is open.",
-        "zh": "质量:{calls} 通通话中 {agreement:.1%} 回答一致(区间 {low:.1%} "
-        "至 {high:.1%});是否达到 {limit:.0%} 尚不能定。",
+        "zh": "质量：{calls} 通通话中 {agreement:.1%} 回答一致（区间 {low:.1%} "
+        "至 {high:.1%}）；是否达到 {limit:.0%} 尚不能定。",
     },
     "agreement_missing": {
         "en": "Quality: no call was answered by both sides.",
-        "zh": "质量:没有一通通话得到双方的回答。",
+        "zh": "质量：没有一通通话得到双方的回答。",
     },
     "incomplete": {
         "en": "Interrupted after {pairs} pairs.",
@@ -124,7 +125,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "{pairs} pairs were set aside and repeated, because the load generator got too little CPU in them.",
         "zh": "{pairs} 对因负载生成器得不到足够的 CPU 而搁置并重做。",
     },
-    "ill_health": {"en": "Run {run}: {reason}.", "zh": "第 {run} 次运行:{reason}。"},
+    "ill_health": {"en": "Run {run}: {reason}.", "zh": "第 {run} 次运行：{reason}。"},
     # metrics
     "qps": {"en": "requests per second", "zh": "每秒请求数"},
     "tokens_per_s": {"en": "tokens per second", "zh": "每秒 token 数"},
@@ -136,14 +137,14 @@ TEXTS: dict[str, dict[Language, str]] = {
     "ttft_p95": {"en": "95th percentile of time to first token", "zh": "首 token 时间第 95 百分位"},
     "tpot_p50": {"en": "median time per output token", "zh": "每 token 时间中位数"},
     # report
-    "title_compare": {"en": "Is the candidate as good, and faster?", "zh": "候选版本是否同样好、而且更快?"},
+    "title_compare": {"en": "Is the candidate as good, and faster?", "zh": "候选版本是否同样好、而且更快？"},
     "title_run": {"en": "Load test", "zh": "负载测试"},
     "unfinished": {
         "en": "This benchmark was interrupted; what was measured until then is shown.",
-        "zh": "本次测试被中断,以下为中断之前的结果。",
+        "zh": "本次测试被中断，以下为中断之前的结果。",
     },
-    "running_now": {"en": "A, runs now", "zh": "A,当前版本"},
-    "candidate": {"en": "B, candidate", "zh": "B,候选版本"},
+    "running_now": {"en": "A, runs now", "zh": "A，当前版本"},
+    "candidate": {"en": "B, candidate", "zh": "B，候选版本"},
     "figures": {"en": "Figures", "zh": "数字"},
     "figure": {"en": "figure", "zh": "指标"},
     "requests": {"en": "requests", "zh": "请求数"},
@@ -168,24 +169,24 @@ TEXTS: dict[str, dict[Language, str]] = {
         "thin bar is the noise within the two runs; where pairs differ by more, the machine changed between them. "
         "The thick bar is the {confidence:.0%} interval of the mean over pairs, which decides. Grey: how much worse "
         "B may be.",
-        "zh": "每一对是紧接着的一次 A 和一次 B。线右侧表示 B 更好。细横条为两次运行内部的波动;各对之间差异更大时,"
-        "是机器状态在变化。粗横条是各对均值的 {confidence:.0%} 区间,以它为准。灰色为允许 B 变差的范围。",
+        "zh": "每一对是紧接着的一次 A 和一次 B。线右侧表示 B 更好。细横条为两次运行内部的波动；各对之间差异更大时，"
+        "是机器状态在变化。粗横条是各对均值的 {confidence:.0%} 区间，以它为准。灰色为允许 B 变差的范围。",
     },
     "forest_axis": {"en": "how many times as good as A", "zh": "为 A 的多少倍"},
     "pair": {"en": "pair {pair}", "zh": "第 {pair} 对"},
-    "overall": {"en": "overall (t)", "zh": "总体(t)"},
-    "overall_bootstrap": {"en": "overall (bootstrap)", "zh": "总体(自助法)"},
+    "overall": {"en": "overall (t)", "zh": "总体（t）"},
+    "overall_bootstrap": {"en": "overall (bootstrap)", "zh": "总体（自助法）"},
     "cdf": {"en": "How long requests took", "zh": "请求耗时"},
     "cdf_note": {
         "en": "Share of successful requests that took at most so long, from the moment they were due.",
-        "zh": "自应发送时刻起,在该时长之内完成的成功请求所占比例。",
+        "zh": "自应发送时刻起，在该时长之内完成的成功请求所占比例。",
     },
     "share": {"en": "share of requests", "zh": "请求比例"},
-    "latency_axis": {"en": "latency, ms", "zh": "延迟,毫秒"},
+    "latency_axis": {"en": "latency, ms", "zh": "延迟，毫秒"},
     "throughput": {"en": "Every run, in the order it was done", "zh": "按先后顺序的每次运行"},
     "throughput_note": {
         "en": "A slope that both sides share is the machine's and not theirs; pairs cancel it.",
-        "zh": "双方共有的变化来自机器而非版本,成对比较会将其抵消。",
+        "zh": "双方共有的变化来自机器而非版本，成对比较会将其抵消。",
     },
     "seconds_axis": {"en": "seconds since the start", "zh": "开始后的秒数"},
     "timeline": {"en": "Every request in time", "zh": "随时间的每个请求"},
@@ -198,22 +199,22 @@ TEXTS: dict[str, dict[Language, str]] = {
     "confusion": {"en": "Where A and B differ", "zh": "A 与 B 的差异"},
     "confusion_note": {
         "en": "Calls by what A (row) and B (column) said. Off the diagonal they disagree.",
-        "zh": "按 A(行)与 B(列)的回答统计的通话数。对角线以外为不一致。",
+        "zh": "按 A（行）与 B（列）的回答统计的通话数。对角线以外为不一致。",
     },
     "f1": {"en": "F1 of each category", "zh": "各类别的 F1"},
     "f1_note": {"en": "Against the labels of {calls} calls.", "zh": "以 {calls} 通通话的标签为准。"},
     "gaps": {"en": "Gaps between events of a stream", "zh": "流中事件的间隔"},
     "gaps_note": {
         "en": "An event may carry several tokens, so these are not times between tokens.",
-        "zh": "一个事件可能包含多个 token,因此这不是 token 之间的时间。",
+        "zh": "一个事件可能包含多个 token，因此这不是 token 之间的时间。",
     },
-    "gap_axis": {"en": "gap, ms", "zh": "间隔,毫秒"},
+    "gap_axis": {"en": "gap, ms", "zh": "间隔，毫秒"},
     "events_axis": {"en": "events", "zh": "事件数"},
     "slowest": {"en": "Slowest requests", "zh": "最慢的请求"},
     "side": {"en": "side", "zh": "版本"},
     "call": {"en": "call", "zh": "通话"},
-    "at": {"en": "at, s", "zh": "时刻,秒"},
-    "latency_ms": {"en": "latency, ms", "zh": "延迟,毫秒"},
+    "at": {"en": "at, s", "zh": "时刻，秒"},
+    "latency_ms": {"en": "latency, ms", "zh": "延迟，毫秒"},
     "settings": {"en": "What differs between A and B", "zh": "A 与 B 的不同设置"},
     "setting": {"en": "setting", "zh": "设置"},
     "settings_none": {"en": "No differing setting is known.", "zh": "没有已知的不同设置。"},
@@ -226,22 +227,22 @@ TEXTS: dict[str, dict[Language, str]] = {
     "generator": {"en": "load generator", "zh": "负载生成器"},
     "generator_note": {
         "en": "at most {cpu:.0%} of one CPU; timers late by at most {lag:.1f} ms (median of a run)",
-        "zh": "最多占一个 CPU 的 {cpu:.0%};定时器最多迟 {lag:.1f} 毫秒(各次运行的中位数)",
+        "zh": "最多占一个 CPU 的 {cpu:.0%}；定时器最多迟 {lag:.1f} 毫秒（各次运行的中位数）",
     },
     "work": {"en": "work", "zh": "工作量"},
     "work_closed": {
         "en": "{dialect}, {calls} calls ({labelled} labelled), {users} users, each sending when its last answer came",
-        "zh": "{dialect},{calls} 通通话({labelled} 通带标签),{users} 个用户,收到回答后再发下一个",
+        "zh": "{dialect}，{calls} 通通话（{labelled} 通带标签），{users} 个用户，收到回答后再发下一个",
     },
     "work_open": {
         "en": "{dialect}, {calls} calls ({labelled} labelled), {rate:g} requests per second on a fixed schedule",
-        "zh": "{dialect},{calls} 通通话({labelled} 通带标签),按固定时刻每秒 {rate:g} 个请求",
+        "zh": "{dialect}，{calls} 通通话（{labelled} 通带标签），按固定时刻每秒 {rate:g} 个请求",
     },
     "command": {"en": "command", "zh": "命令"},
     "digest": {"en": "SHA-256 of the work", "zh": "工作量的 SHA-256"},
     "no_plots": {
         "en": "This browser cannot unpack the plots; the tables are complete.",
-        "zh": "此浏览器无法解压图表;表格是完整的。",
+        "zh": "此浏览器无法解压图表；表格是完整的。",
     },
     "report_at": {"en": "report", "zh": "报告"},
     "created": {"en": "created {when}", "zh": "生成于 {when}"},
