@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Mapping, MutableMapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
@@ -273,7 +273,7 @@ class Edge:
     async def _pass(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         endpoint = ENDPOINTS.get(scope["path"]) if scope["method"] == "POST" else None
         record = Record(request_id, endpoint or "", time.monotonic())
         scope["record"] = record

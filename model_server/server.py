@@ -173,9 +173,11 @@ async def serve(
     if load.done() and not load.cancelled() and not stopping.is_set():
         failure = load.exception()
         if failure is None:
-            # What is loaded stays: the collector need not look at it again while streams run.
+            # What is loaded stays, and what a request makes dies with it and without cycles: the collector need
+            # not look at it so often (30 of 245 us of a classification, 2026-11-23).
             gc.collect()
             gc.freeze()
+            gc.set_threshold(10_000, 20, 100)
             await asyncio.sleep(0)  # the service takes note of the engine first
             notifier.ready(f"serving {config.model_name} on {address}")
             log.info("ready", url=address, phases_s=load.result().phases_s, slots=load.result().slots)

@@ -383,8 +383,8 @@ class _Scoring:
 
 IN_FLIGHT = 2
 """Batches with the engine: one is computed, and the next is there when it is done, while this side still writes
-answers. Against one at a time: 1.09x the calls/s and a lower p99 (tiny model, 16 clients, 8 interleaved pairs on 2
-busy cores, 2026-11-23)."""
+answers. Against one at a time: 1.09x the calls/s (tiny model, 16 clients, geometric mean of 8 interleaved pairs on
+2 cores that others used too, so with an error of that size; 2026-11-23)."""
 
 
 class ScoreBatches:
