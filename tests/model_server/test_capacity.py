@@ -111,10 +111,11 @@ def test_one_full_sequence_must_fit_the_pool():
 
 
 def test_a_gguf_file_needs_room_to_be_unpacked():
-    """Q8_0 of 604 MiB took 1,987 MiB while loading."""
-    with pytest.raises(ResourceInsufficientError):
-        capacity.check(environment(1.75, settings={"quantization_bits": 8}), gguf(8))
-    assert capacity.check(environment(3, settings={"quantization_bits": 8}), gguf(8)).weights_bytes > 2 * GGUF_BYTES[8]
+    """Q8_0 of 604 MiB took 1,672 MiB once running but 1,987 while loading, and the server is there as well."""
+    short = {"quantization_bits": 8, "max_batch_size": 1, "max_sequence_length": 32}
+    with pytest.raises(ResourceInsufficientError, match="short of loading it"):
+        capacity.check(environment(2.25, settings=short), gguf(8))
+    assert capacity.check(environment(2.5, settings=short), gguf(8)).weights_bytes > 2 * GGUF_BYTES[8]
 
 
 def test_the_fallback_has_to_fit_as_well():
