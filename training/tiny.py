@@ -462,8 +462,8 @@ Make it again, in the training environment (`make training-env export-env`), min
 |---|---|---|
 {slices}
 
-`unseen_wording` are calls told in sentences that training never shows: a model of this size does not know
-the language, so it fails there. The figures are of the float model and of generated calls; they show that the
+`unseen_wording` are calls told in sentences that training never shows: a model of this size does not know the
+language, so it is far weaker there. The figures are of the float model and of generated calls; they show that the
 machinery learns, and say nothing about real calls. Temperature {evaluation["temperature"]} and review threshold
 {evaluation["review_threshold"]} were fitted on validation calls only. At that threshold {test["review_share"]:.1%} of
 the test calls go to a person, and {test["accepted_accuracy"]:.1%} of the others are right; expected calibration error
