@@ -86,6 +86,7 @@ def demo(words: Sequence[str], command: Command, *, as_json: bool) -> int:
     calls_of(scenario)  # before anything is started
     environments: dict[Arm, Path] = {"a": sides.baseline, "b": sides.candidate}
     settings = {arm: read_yaml(path) for arm, path in environments.items()}
+    named_by_time = scenario.out is None
     folder = results_folder(scenario)
     scenario = scenario.model_copy(update={"out": folder})
     with Display(quiet=as_json) as display, contextlib.ExitStack() as servers:
@@ -103,7 +104,8 @@ def demo(words: Sequence[str], command: Command, *, as_json: bool) -> int:
         }
         code, summary = compare(scenario, display, measured)
         display.begin("stopping the servers")
-    _point_to(folder)
+    if named_by_time:
+        _point_to(folder)
     print_result(summary, scenario.lang, as_json=as_json)
     print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
     return code

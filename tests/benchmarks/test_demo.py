@@ -25,8 +25,9 @@ QUICK = ("pairs=3", "duration_s=0.7", "users=4", "pause_s=0.05")
 
 
 @pytest.fixture
-def demo(tmp_path, calls_file):
-    """The command of a demo whose candidate is as given; it runs in a process of its own."""
+def demo(tmp_path, calls_file, monkeypatch):
+    """The command of a demo whose candidate is as given; it runs in a process of its own, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
     def command(*words, **candidate):
         for name, settings in (("baseline", {}), ("candidate", candidate)):
@@ -37,8 +38,7 @@ def demo(tmp_path, calls_file):
         sides = (f"baseline={tmp_path / 'baseline.yml'}", f"candidate={tmp_path / 'candidate.yml'}")
         calls = () if any(word.startswith("calls=") for word in words) else (f"calls={calls_file}",)
         stand_in = str(Path(__file__).parent / "stand_in.py")
-        out = f"out={tmp_path / 'runs' / 'demo'}"
-        return [sys.executable, "-c", RUN, stand_in, *sides, *calls, out, *QUICK, *words]
+        return [sys.executable, "-c", RUN, stand_in, *sides, *calls, *QUICK, *words]
 
     return command
 
@@ -62,8 +62,9 @@ def left_over(tmp_path):
 def test_a_faster_candidate_that_answers_alike_passes(demo, tmp_path):
     code, last, text, progress = finish(demo(service_ms=10))
 
-    folder = tmp_path / "runs" / "demo"
+    folder = Path(last["folder"])
     assert (code, last["verdict"]) == (0, "PASS")
+    assert folder.name.startswith("demo-")
     assert last["comparison"]["t"]["low"] > 1.2
     assert last["quality"]["agreement"] == 1.0
     assert "PASS" in text
@@ -71,7 +72,7 @@ def test_a_faster_candidate_that_answers_alike_passes(demo, tmp_path):
     assert "pair 3 of 3" in progress
     names = {"manifest.json", "requests.jsonl", "requests.parquet", "samples.parquet", "summary.json", "report.html"}
     assert names <= {path.name for path in folder.iterdir()}
-    assert (tmp_path / "runs" / "latest").resolve() == folder
+    assert Path("runs/latest").resolve() == folder.resolve()
     assert "optimization_settings.bits" in (folder / "report.html").read_text(encoding="utf-8")
     assert left_over(tmp_path) == []
 
@@ -109,8 +110,8 @@ def test_a_server_that_does_not_start_is_said_with_its_last_words(demo, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_demo_stops_its_servers_and_keeps_what_it_has(demo, tmp_path, number):
-    process = subprocess.Popen(demo("pairs=50"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    journal = tmp_path / "runs" / "demo" / "requests.jsonl"
+    process = subprocess.Popen(demo("pairs=50", "out=mine"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = Path("mine/requests.jsonl")
     end = time.monotonic() + 60
     while time.monotonic() < end and not (journal.exists() and '"phase": "measure"' in journal.read_text()):
         time.sleep(0.1)
@@ -122,7 +123,7 @@ def test_an_interrupted_demo_stops_its_servers_and_keeps_what_it_has(demo, tmp_p
     assert "interrupted" in said
     assert "Traceback" not in said
     assert left_over(tmp_path) == []
-    summary = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads(Path("mine/summary.json").read_text(encoding="utf-8"))
     assert summary["verdict"] == "NO VERDICT"
-    assert json.loads((tmp_path / "runs" / "demo" / "manifest.json").read_text(encoding="utf-8"))["complete"] is False
+    assert json.loads(Path("mine/manifest.json").read_text(encoding="utf-8"))["complete"] is False
     assert summary["a"]["total_requests"] > 0
