@@ -13,7 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+import structlog
 
 from model_server import classification, masking, tracing
 from model_server.admission import Admission, Deadline, Receive
@@ -22,10 +25,12 @@ from model_server.errors import (
     ContextTooLongError,
     EngineError,
     EngineUnavailableError,
+    ModelLoadError,
     OverloadedError,
     RequestError,
     TaskNotSupportedError,
 )
+from model_server.recovery import RecoveringEngine
 from model_server.schemas import MAX_TOKENS, Health, HealthStatus
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from model_server.classification import ClassificationSettings, Decision
     from model_server.deployment import DeploymentConfig
     from model_server.metrics import Metrics
+
+log = structlog.get_logger("model_server")
 
 LONG_TEXT = 2048
 """Characters; tokenising more takes over 2 ms, so it is done in a thread while others are answered."""
@@ -122,6 +129,20 @@ class Service:
         except Exception as error:
             self.failure = str(error)
             raise
+        self._take(info)
+
+    def _take(self, info: EngineInfo) -> None:
+        """Serve what came up: the model that was asked for, or its fallback."""
+        directory = Path(info.source)
+        if info.source != self.config.model_source and directory.is_dir():
+            # Another model has other labels: asked in the old one's way it would answer, and wrongly.
+            try:
+                self.classifier = classification.load_settings(directory)
+            except ModelLoadError as error:
+                log.warning("this model cannot classify", reason=str(error))
+                self.classifier = None
+            self._batches.label_ids = () if self.classifier is None else tuple(self.classifier.label_ids.values())
+            self._head = None
         self.admission.resize(info.slots, info.kv_tokens)
         self.loaded_since = datetime.now(UTC).isoformat(timespec="seconds")
         bits = info.weight_bits
@@ -129,9 +150,13 @@ class Service:
         self.info = info
 
     def follow_engine(self) -> None:
-        """Give out as many slots as the engine has now: fewer after it ran out of memory."""
+        """Take note of a replaced engine: perhaps the fallback model, perhaps fewer slots after running out of memory."""
+        if self.info is None:
+            return
+        if isinstance(self.engine, RecoveringEngine) and self.engine.info is not self.info:
+            self._take(self.engine.info)
         slots = self.engine.health().slots
-        if self.info is not None and slots > 0:
+        if slots > 0:
             kv_tokens = self.info.kv_tokens
             # The pool shrinks with the slots (engines.create).
             kv_tokens = None if kv_tokens is None else kv_tokens * slots // self.info.slots
@@ -393,11 +418,12 @@ class ScoreBatches:
     Nothing is held back to fill a batch, so an idle server adds no wait.
 
     Attributes:
+        label_ids: Tokens whose probabilities are asked for.
         running: Requests of which something is being computed.
     """
 
     def __init__(self, engine: Engine, label_ids: Sequence[int], max_batch: int, max_queue: int) -> None:
-        self._engine, self._label_ids = engine, label_ids
+        self._engine, self.label_ids = engine, label_ids
         self._max_batch, self._max_queue = max_batch, max_queue
         self._items: deque[tuple[_Scoring, int, Prompt]] = deque()
         self._runners: set[asyncio.Task[None]] = set()
@@ -453,7 +479,7 @@ class ScoreBatches:
         self.running += len(requests)
         started_at = time.monotonic()
         try:
-            scores = await self._engine.score([prompt for _, _, prompt in batch], self._label_ids)
+            scores = await self._engine.score([prompt for _, _, prompt in batch], self.label_ids)
         except Exception as error:
             for scoring in requests:
                 if not scoring.done.done():

@@ -61,6 +61,7 @@ class FakeEngine:
         self.tasks, self.answer = tasks, answer
         self.fail_before, self.fail_after = fail_before, fail_after
         self.load_error = None if load_error is None else ModelLoadError("memory", load_error)
+        self.source = "memory"
         self.state: EngineState = "starting"
         self.progress = 0
         self.generating = 0
@@ -79,7 +80,7 @@ class FakeEngine:
         return EngineInfo(
             engine="openvino",
             model="qwen3-test",
-            source="memory",
+            source=self.source,
             device="CPU",
             context_tokens=self.context_tokens,
             slots=self.slots,

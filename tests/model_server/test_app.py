@@ -8,6 +8,8 @@ import fake_engine
 import pytest
 import structlog
 
+from model_server import recovery
+from model_server.classification import write_settings
 from model_server.engine import Prompt
 from model_server.errors import EngineUnavailableError, ModelLoadError
 from model_server.service import ScoreBatches
@@ -218,6 +220,37 @@ async def test_an_engine_that_lost_slots_is_given_less(serve, until):
     await until(lambda: served.service.admission.slots == 2)
 
     assert served.service.admission.kv_tokens == 2000
+
+
+async def test_when_the_fallback_comes_up_its_own_labels_are_asked_for(serve, tmp_path, monkeypatch):
+    """Its labels are other tokens, in another order; asked for the first model's it would still answer."""
+    monkeypatch.setattr(recovery, "BACKOFF_S", 0.001)
+    settings = fake_engine.settings()
+    letters = list(reversed(settings.labels))
+    write_settings(
+        settings.model_copy(
+            update={
+                "labels": {letter: settings.labels[letter] for letter in letters},
+                "label_ids": {letter: 500 + number for number, letter in enumerate(letters)},
+            }
+        ),
+        tmp_path,
+    )
+
+    def build(source, slots):
+        engine = fake_engine.FakeEngine()
+        engine.source = source
+        if source == "memory":
+            engine.load_error = ModelLoadError("memory", "truncated")
+        return engine
+
+    served = await serve(recovery.RecoveringEngine(build, ["memory", str(tmp_path)], 4))
+    decision = (await served.ask("/api/v1/classify", {"text": "断了!!"})).json()
+    model = (await served.ask("/api/v1/model")).json()
+
+    assert decision["category"] == CATEGORIES[-3]
+    assert model["source"] == str(tmp_path)
+    assert model["categories"] == CATEGORIES[::-1]
 
 
 async def test_request_ids_are_taken_over_or_made(serve):
