@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
@@ -33,6 +33,7 @@ PREPARE = "python -m model_server.optimize"
 _IR = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "config.json")
 # What an engine would read if it lay there; anything else (README, licences) needs no entry in the manifest.
 _READ_BY_ENGINES = {".xml", ".bin", ".json", ".jinja", ".safetensors", ".gguf", ".txt", ".model"}
+_RUN_MODEL = "hf"  # where a run directory of training/ keeps its model
 _HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<commit>[0-9a-f]{40}))?")
 _HUB_IGNORED = ["*.onnx", "*.h5", "*.msgpack", "*.pt", "*.pth", "pytorch_model*", "original/*", "*.zip"]
 
@@ -130,9 +131,10 @@ def resolve(
         path = _from_hub(source, revision)
     files = _gguf_file(source, path) if path.is_file() else _directory(source, path)
     _accept(files, engine)
-    if check_hashes and path.is_dir():
-        expected = _blob_digests(path) if files.manifest is None else _listed_digests(files.manifest)
-        _check_hashes(source, path, expected)
+    if check_hashes and path.is_dir() and files.path is not None:
+        folder = files.path if files.path.is_dir() else files.path.parent
+        expected = _blob_digests(folder) if files.manifest is None else _listed_digests(files.manifest)
+        _check_hashes(source, folder, expected)
     return files
 
 
@@ -197,7 +199,9 @@ def _directory(source: str, path: Path) -> ModelFiles:
         return _huggingface_directory(source, path, manifest)
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
-        return _gguf_file(source, ggufs[0])
+        return replace(_gguf_file(source, ggufs[0]), manifest=manifest)
+    if (path / _RUN_MODEL / "config.json").exists():
+        return _directory(source, path / _RUN_MODEL)
     if (path / "adapter_config.json").exists():
         raise ModelLoadError(source, "this is a LoRA adapter without its base: merge it with training.export")
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"

@@ -242,6 +242,13 @@ def test_awq_weights_have_the_bits_their_config_gives(hf):
     assert resolve(str(hf), engine="lmdeploy").weight_bits == 4
 
 
+def test_the_model_in_a_run_directory_of_training_is_found(hf):
+    (hf.parent / "metrics.jsonl").write_text("{}")
+    files = resolve(str(hf.parent), engine="transformers")
+    assert (files.kind, files.path) == ("huggingface", hf)
+    assert "model_server.optimize" in refusal(hf.parent)
+
+
 def test_truncated_safetensors_are_named_with_both_sizes(hf):
     path = hf / "model.safetensors"
     whole = path.stat().st_size
@@ -299,6 +306,16 @@ def test_a_gguf_file_alone_in_a_directory_is_found(tiny, tmp_path):
     shutil.copy(tiny / "q8_0.gguf", tmp_path)
     files = resolve(str(tmp_path))
     assert (files.kind, files.path) == ("gguf", tmp_path / "q8_0.gguf")
+
+
+def test_a_manifest_beside_a_gguf_file_is_checked_too(tiny, tmp_path):
+    path = Path(shutil.copy(tiny / "q8_0.gguf", tmp_path))
+    write_manifest(tmp_path, architecture="Qwen3ForCausalLM", engine="openvino", weight_bits=8, method="", source="")
+    assert resolve(str(tmp_path)).manifest is not None
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert "q8_0.gguf was altered" in refusal(tmp_path)
 
 
 def test_a_gguf_file_cut_anywhere_is_refused(tiny, tmp_path):
