@@ -150,7 +150,7 @@ class Service:
         self.info = info
 
     def follow_engine(self) -> None:
-        """Take note of a replaced engine: perhaps the fallback model, perhaps fewer slots after running out of memory."""
+        """Take note of a replaced engine: perhaps the fallback model, perhaps with fewer slots."""
         if self.info is None:
             return
         if isinstance(self.engine, RecoveringEngine) and self.engine.info is not self.info:
