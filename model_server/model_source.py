@@ -285,9 +285,10 @@ def _accept(files: ModelFiles, engine: str) -> None:
     architecture = None if files.shape is None else files.shape.architecture
     if engine == "openvino":
         if files.kind == "huggingface":
+            local = files.path if Path(files.source).exists() else None
             raise ModelLoadError(
                 files.source,
-                f"engine 'openvino' cannot read unconverted weights: run `{PREPARE} {files.source}` first "
+                f"engine 'openvino' cannot read unconverted weights: run `{PREPARE} {local or files.source}` first "
                 "and point model_source at the directory that it writes",
             )
         if architecture != ARCHITECTURE:

@@ -246,7 +246,7 @@ def test_the_model_in_a_run_directory_of_training_is_found(hf):
     (hf.parent / "metrics.jsonl").write_text("{}")
     files = resolve(str(hf.parent), engine="transformers")
     assert (files.kind, files.path) == ("huggingface", hf)
-    assert "model_server.optimize" in refusal(hf.parent)
+    assert f"model_server.optimize {hf}`" in refusal(hf.parent)
 
 
 def test_truncated_safetensors_are_named_with_both_sizes(hf):
