@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
@@ -105,7 +105,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     app.state.service, app.state.edge = service, edge
-    _add_endpoints(app, service)
+    edge.classify = _add_endpoints(app, service)
     app.include_router(openai_api.router(service))
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_middleware(edge.around)
@@ -119,7 +119,8 @@ async def _follow(service: Service) -> None:
         service.follow_engine()
 
 
-def _add_endpoints(app: FastAPI, service: Service) -> None:
+def _add_endpoints(app: FastAPI, service: Service) -> Callable[[Request], Awaitable[Response]]:
+    """Returns the endpoint that the edge calls itself."""
     serving = service.config.serving
 
     @app.post(
@@ -185,6 +186,8 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         async def metrics() -> Response:
             body, kind = service.metrics.render()
             return Response(body, headers={"content-type": kind})
+
+    return classify
 
 
 def health_answer(service: Service) -> Response:
@@ -256,7 +259,11 @@ class Edge:
     Attributes:
         keys: Replaced as a whole by hot reload.
         rate_limit: The same; its counts start anew.
+        classify: The endpoint of /api/v1/classify, called past the router. It answers in about the time that the
+            router needs to find it: 45 of 220 us of a request without uvicorn and tokenizer (2026-11-23).
     """
+
+    classify: Callable[[Request], Awaitable[Response]]
 
     def __init__(self, service: Service, keys: Keys | None, rate_limit: RateLimit) -> None:
         self.service, self.keys, self.rate_limit = service, keys, rate_limit
@@ -297,7 +304,11 @@ class Edge:
             active.inc()
         try:
             self._admit(scope, headers, record)
-            await app(scope, receive, tagged_send)
+            if endpoint == "classify":
+                response = await self.classify(Request(scope, receive))
+                await response(scope, receive, tagged_send)
+            else:
+                await app(scope, receive, tagged_send)
         except RequestError as error:
             record.failure = error
             await error_response(error)(scope, receive, tagged_send)
