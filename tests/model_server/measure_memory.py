@@ -104,7 +104,7 @@ async def _fill(server, config, plan, group, log):
         words = tokenizer.load(files.path)
         generator = random.Random(0)
         # Prefix caching keeps the pages of finished requests, so the pool fills up even if few run at once.
-        number = max(1, plan.kv_tokens // length)
+        number = -(-plan.kv_tokens // length)
         answers = await asyncio.gather(
             *(_complete(client, config.model_name, _text(words, generator, length)) for _ in range(number))
         )
