@@ -346,6 +346,7 @@ def main(arguments: Sequence[str]) -> int:
             "seconds": round(time.monotonic() - started, 1),
         }
         if wanted.environment is not None:
+            print(f"{wanted.out} is prepared; with the limits of {wanted.environment}:")
             result["settings"] = _derived(wanted)
     except (runconfig.ConfigError, ConfigurationError) as error:
         print(error, file=sys.stderr)

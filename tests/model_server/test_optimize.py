@@ -157,6 +157,16 @@ def test_a_directory_that_is_in_the_way_stays(tools, source, tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
+def test_what_follows_from_an_environment_s_limits_is_told_with_the_arithmetic(tmp_path, capsys):
+    environment = Path(__file__).resolve().parents[2] / "environments" / "local.yml"
+    model = Path(__file__).resolve().parents[2] / "models" / "complaints-tiny"
+    wanted = optimize.Preparation(source="unused", out=model, bits=8, environment=environment)
+    plan = optimize._derived(wanted)
+    assert plan["kv_tokens"] >= 1024
+    assert plan["threads"] >= 1
+    assert "KV pool" in capsys.readouterr().out
+
+
 def test_without_two_places_the_usage_is_shown(capsys):
     assert run("only-one") == 2
     assert "SOURCE OUT" in capsys.readouterr().err
