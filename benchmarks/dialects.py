@@ -60,7 +60,8 @@ def read_body(dialect: Dialect, body: bytes, record: Record) -> None:
             record.confidence = None if answer.get("confidence") is None else float(answer["confidence"])
             record.needs_review = answer.get("needs_review")
         elif dialect == "inference":
-            record.output_tokens = int(answer["tokens_used"])
+            # tokens_used counts the prompt too: the answer's own length is not told here.
+            int(answer["tokens_used"])
             _keep_text(record, _text(answer["result"]))
         else:
             choice = answer["choices"][0]

@@ -17,6 +17,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -47,7 +48,9 @@ ENDPOINTS = {
 }
 """Paths that are counted, limited and drained, and their names in the metrics."""
 
-OPEN = frozenset({"/health", "/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
+DOCS_ASSETS = "/docs-assets"
+
+OPEN = frozenset({"/health", "/ready", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
 """Paths that need no key. /metrics is among them only on a port of its own."""
 
 BODIES = (
@@ -97,12 +100,15 @@ def create_app(
                     await task
             await engine.close()
 
-    app = FastAPI(
+    # Swagger UI's scripts from this server: an intranet reaches no CDN.
+    app = FastAPIOffline(
         title="qwen3-stack model server",
         summary="One Qwen3 model: text generation, OpenAI-compatible, and classification of complaint calls.",
         version=config.model_version,
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        redoc_url=None,
+        static_url=DOCS_ASSETS,
     )
     app.state.service, app.state.edge = service, edge
     edge.classify = _add_endpoints(app, service)
@@ -328,7 +334,7 @@ class Edge:
                     record.span.end()
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes], record: Record) -> None:
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or scope["path"].startswith(f"{DOCS_ASSETS}/"):
             return
         if self.keys is not None:
             record.key = self.keys.name_of(headers.get(b"authorization"))

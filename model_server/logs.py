@@ -113,6 +113,8 @@ def configure(
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+    # One INFO line per call to Ollama or LMDeploy: what it says, the request's own line says.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     set_level(level)
 
 

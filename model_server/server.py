@@ -23,7 +23,7 @@ import structlog
 
 from model_server import logs, tracing
 from model_server.auth import Keys, read_keys
-from model_server.deployment import DeploymentConfig
+from model_server.deployment import DeploymentConfig, memory_limit_bytes
 from model_server.engine import Engine
 from model_server.errors import ConfigurationError, DeploymentError
 from model_server.reload import Reload, watch
@@ -125,7 +125,7 @@ async def serve(
 
     from model_server.metrics import Metrics
 
-    metrics = Metrics()
+    metrics = Metrics(memory_limit_bytes=memory_limit_bytes(config))
     handlers = tracing.configure(serving.otlp_endpoint, service_version=config.model_version)
     on_drop = metrics.log_records_dropped_total.inc
     logs.configure(serving.log_level, serving.log_dir, on_drop=on_drop, handlers=handlers)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 
 import fake_engine
 import pytest
@@ -379,3 +380,15 @@ async def test_a_request_leaves_the_spans_of_its_stages(serve, monkeypatch):
     assert {f"{span.context.trace_id:032x}" for span in spans.values()} == {trace}
     assert all(spans[stage].parent.span_id == spans["request"].context.span_id for stage in tracing.STAGES)
     assert lines[-1]["trace_id"] == trace
+
+
+async def test_the_documentation_page_needs_no_other_server(serve):
+    served = await serve()
+
+    page = (await served.client.get("/docs")).text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert len(assets) >= 3
+    assert [asset for asset in assets if "//" in asset] == []
+    for asset in assets:
+        assert (await served.client.get(asset)).status_code == 200
