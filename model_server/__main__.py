@@ -101,7 +101,7 @@ def run(read: Callable[[], DeploymentConfig], path: Path) -> int:
     from model_server import capacity, engines, server
     from model_server.model_source import resolve
 
-    config = read()
+    config = described = read()
     server.keys_of(config)
     try:
         files = resolve(config.model_source, config.model_revision, config.engine)
@@ -112,7 +112,8 @@ def run(read: Callable[[], DeploymentConfig], path: Path) -> int:
         print(f"{error}; loading the fallback {config.model_fallback!r}", file=sys.stderr)
         config = config.model_copy(update={"model_source": config.model_fallback, "model_fallback": None})
         files = resolve(config.model_source, engine=config.engine)
-    plan = capacity.check(config, files)
+    # The plan of what was described: it knows that a fallback may have other bits than the model.
+    plan = capacity.check(described, files)
 
     def classifier() -> ClassificationSettings | None:
         from model_server import classification  # numpy: a third of a second that the engine need not wait for

@@ -13,14 +13,12 @@ from pathlib import Path
 
 from model_server import cgroup
 from model_server.deployment import DeploymentConfig, memory_limit_bytes
+from model_server.engines.openvino_wire import BLOCK_TOKENS
 from model_server.errors import ConfigurationError, ResourceInsufficientError
 from model_server.model_source import PREPARE, ModelFiles, ModelShape, resolve
 
 MEMORY_ALERT_SHARE = 0.8
 """Share of the memory limit that may be used: the threshold of ``memory_usage`` in monitoring/alerts.yml."""
-
-BLOCK_TOKENS = 32
-"""Tokens in a page of the KV pool (OpenVINO GenAI 2026.4 on CPU; measured: pool bytes / blocks)."""
 
 BATCHED_TOKENS = 256
 """Prompt tokens computed in one step; bounds activations and the wait of streams for a long prompt."""

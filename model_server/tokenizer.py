@@ -62,26 +62,32 @@ class Tokenizer:
 class TextStream:
     """Turns a growing list of token ids into text, holding back bytes that do not yet end a character.
 
-    Only a window is decoded again for each token: from the last place where the text was whole. One token of
-    context is kept before it, because decoders may treat a first token differently.
+    Only a window is decoded again: from the last place where the text was whole, with one stretch of context before
+    it, because decoders may treat a first token differently.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._context = 0
-        self._sent = 0
+        """The window begins here."""
+        self._whole = 0
+        """Up to here the ids were whole characters."""
+        self._shown = 0
+        """Characters of the window that were returned."""
 
     def push(self, ids: Sequence[int], *, last: bool = False) -> str:
         """Text that became certain with ``ids``; with ``last``, whatever is left."""
         self._ids.extend(ids)
-        before = self._tokenizer.decode(self._ids[self._context : self._sent])
         text = self._tokenizer.decode(self._ids[self._context :])
-        # A character of up to four bytes is at most four byte tokens; what stays broken longer is the model's.
-        if not last and text.endswith(REPLACEMENT) and len(self._ids) - self._sent < 4:
-            return ""
-        self._context, self._sent = self._sent, len(self._ids)
-        return text[len(before) :]
+        stable = text if last else text.rstrip(REPLACEMENT)
+        new = stable[self._shown :]
+        if stable == text:
+            self._context, self._whole = self._whole, len(self._ids)
+            self._shown = len(self._tokenizer.decode(self._ids[self._context :]))
+        else:
+            self._shown = max(self._shown, len(stable))
+        return new
 
 
 class StopText:

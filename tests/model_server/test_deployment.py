@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import runconfig
+from benchmarks.config import Scenario
 from model_server import deployment
 from model_server.deployment import (
     DeploymentConfig,
@@ -300,3 +301,12 @@ def test_an_autoscaler_starts_an_instance_before_all_slots_are_taken(slots):
     target = deployment.hpa_target(config(f"optimization_settings.max_batch_size={slots}"))
     assert 1 <= target <= slots
     assert target < slots or slots == 1
+
+
+def test_every_gate_that_an_environment_names_is_a_scenario():
+    root = Path(__file__).parents[2]
+    gates = {deployment.load(path, environ={}).rollout.gate for path in (root / "environments").glob("*.yml")} - {None}
+
+    assert gates
+    for gate in gates:
+        runconfig.load(Scenario, root / gate)

@@ -25,6 +25,8 @@ DAY = 86_400
 def _leave_logging_as_it_was():
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.NOTSET)  # a server that another test ran made them quiet
     yield
     for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
