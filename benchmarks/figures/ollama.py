@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.figures.processes import free_port, request, stop
-
-CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
+from benchmarks.figures.workload import CACHE, gguf_of
 
 
 @dataclass
@@ -48,9 +47,9 @@ class Ollama:
 
 @contextmanager
 def serving_ollama(model: Path, folder: Path, slots: int) -> Iterator[Ollama]:
-    """Ollama with ``model``'s weights at Q4_0: ``MODEL/../NAME.gguf`` beside the directory."""
+    """Ollama with the weights of ``model`` at Q4_0."""
     binary = shutil.which("ollama") or str(CACHE / "bin" / "ollama")
-    weights = model.with_name(model.name.removesuffix("-int4") + "-q4_0.gguf")
+    weights = gguf_of(model)
     if not Path(binary).exists() or not weights.exists():
         print(f"no Ollama ({binary}) or no {weights}: its row is left out", flush=True)
         yield Ollama(present=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +16,40 @@ from model_server import capacity, deployment, tokenizer
 from model_server.engine import Message
 from model_server.model_source import resolve
 
+CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
 CALLS = Path("data/calls.jsonl")
 TINY = Path("models/complaints-tiny")
+
+
+def random_model() -> Path:
+    """A random-weight Qwen3-0.6B at INT4, and beside it the same weights as Q4_0 for Ollama; made when missing.
+
+    Without classification.json, so that a server compiles only the form that the raw pipeline has too.
+    """
+    source, prepared = CACHE / "models" / "random-0.6b", CACHE / "models" / "random-0.6b-int4"
+    plain = CACHE / "models" / "figures-0.6b-int4"
+    run = [sys.executable, "-m"]
+    if not source.exists():
+        subprocess.run([*run, "training.random_model", "shape=0.6b", f"out={source}"], check=True, stdout=sys.stderr)
+    if not prepared.exists():
+        subprocess.run(
+            [*run, "model_server.optimize", str(source), str(prepared), "bits=4"], check=True, stdout=sys.stderr
+        )
+    if not plain.exists():
+        plain.mkdir(parents=True)
+        for file in prepared.iterdir():
+            if file.name not in {"classification.json", "manifest.json"}:
+                os.link(file, plain / file.name)
+    weights = gguf_of(plain)
+    if not weights.exists():
+        tool = Path("tests/tools/gguf_model.py")
+        subprocess.run([sys.executable, str(tool), str(source), str(weights), "q4_0"], check=True, stdout=sys.stderr)
+    return plain
+
+
+def gguf_of(model: Path) -> Path:
+    """Where the Q4_0 form of ``model`` lies."""
+    return model.with_name(model.name.removesuffix("-int4") + "-q4_0.gguf")
 
 
 @cache

@@ -178,6 +178,7 @@ class OpenVINOEngine:
                 top_k=sampling.top_k,
                 seed=sampling.seed,
                 ignore_eos=sampling.ignore_eos,
+                logprobs=sampling.logprobs,
             )
         )
         text = TextStream(self._tokenizer)

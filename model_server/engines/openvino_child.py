@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from model_server.engines.openvino_scorer import Scorer
 
 HEARTBEAT_S = 1.0
+GATHER_S, GATHER_SHARE = 0.005, 0.01
+"""An idle engine waits so long for companions of a first request, but no longer than this share of its slowest step:
+requests that miss a step wait for all of it (300 ms for 256 prompt tokens of 0.6B, so 3 ms; 0.05 ms for the embedded
+model). 8 streams that start together: 0.946 of the raw pipeline's tokens per second without it."""
 WARM_UP_ID = (1 << 63) - 1
 """The pipeline takes unsigned ids; the server counts its own from 0."""
 OOM_SCORE_ADJ = 500
@@ -108,7 +112,9 @@ class Generation:
         config = self.pipeline.get_config()
         config.max_new_tokens = request.max_tokens
         config.ignore_eos = request.ignore_eos
-        config.logprobs = 1
+        # Only where asked: a log-softmax over 152k entries for each token of each stream costs 5 % of all tokens
+        # per second at 8 streams.
+        config.logprobs = int(request.logprobs)
         config.do_sample = request.temperature > 0
         if config.do_sample:
             config.temperature = request.temperature
@@ -158,7 +164,7 @@ class Generation:
 
     def warm_up(self) -> None:
         """Answer once: the plugin builds its kernels at the first step (1.7 s of 2.4 s for 0.6B INT4)."""
-        self.add(Generate(WARM_UP_ID, [0, 1, 2, 3], 2, 0.0, 1.0, 0, None, ignore_eos=True))
+        self.add(Generate(WARM_UP_ID, [0, 1, 2, 3], 2, 0.0, 1.0, 0, None, ignore_eos=True, logprobs=False))
         while self.busy:
             self.step()
 
@@ -215,9 +221,14 @@ def serve(channel: Channel, generation: Generation, scorer: Scorer | None) -> No
     """Run until the server closes the socket."""
     scoring = Scoring(channel, scorer)
     progress = 0
+    slowest_step_s = 0.0
     while True:
         busy = generation.busy or scoring.busy
-        for message in channel.receive(0 if busy else HEARTBEAT_S):
+        messages = channel.receive(0 if busy else HEARTBEAT_S)
+        if messages and not busy:
+            while more := channel.receive(min(GATHER_S, GATHER_SHARE * slowest_step_s)):
+                messages += more
+        for message in messages:
             match message:
                 case Generate():
                     try:
@@ -230,8 +241,10 @@ def serve(channel: Channel, generation: Generation, scorer: Scorer | None) -> No
                     scoring.add(message)
                 case Load():
                     raise AssertionError("the model is loaded once")
+        began = time.perf_counter()
         pieces = generation.step() if generation.busy else []
         scoring.step()
+        slowest_step_s = max(slowest_step_s, time.perf_counter() - began)
         progress += 1
         channel.send(Step(progress, generation.running + scoring.running, generation.cache_use(), pieces))
 

@@ -38,6 +38,7 @@ class Generate(msgspec.Struct, tag="generate", frozen=True):
     top_k: int
     seed: int | None
     ignore_eos: bool
+    logprobs: bool
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
