@@ -1,6 +1,7 @@
 """``python -m benchmarks.figures [model=DIR] [only=generation,cold_start] [pairs=10] [out=runs/figures]``
 
-Measures every figure that the README claims and writes them as ``figures.md`` and ``figures.json``. The model is a
+Measures every figure that the README claims, one JSON file a group, and writes what has been measured so far as
+``figures.md``, beside a calibration of the machine. The model is a
 random-weight Qwen3-0.6B at INT4, made when it is not there; another prepared directory without classification.json
 does too. Exit code 0 when every bar is reached, 1 when one is missed, 2 for a wrong word.
 """
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.figures import behaviour, classification, generation, quota
+from benchmarks.figures.calibration import calibrate
 from benchmarks.figures.table import Figure
 from benchmarks.figures.workload import random_model
 
@@ -28,6 +30,19 @@ FIGURES: dict[str, Callable[[Path, Path, int], list[Figure]]] = {
     "drain": behaviour.drain,
     "quota": quota.measure,
 }
+
+
+HEAD = "| figure | measured | bar | | medians |\n|---|---|---|---|---|"
+
+
+def _write_table(out: Path, machine: dict[str, str | float | list[str]]) -> None:
+    """``figures.md`` of every group measured so far, in the order of FIGURES."""
+    lines = [f"Machine: {json.dumps(machine)}", "", HEAD]
+    for name in FIGURES:
+        if (out / f"{name}.json").exists():
+            rows = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+            lines += [Figure(**row).row() for row in rows]
+    (out / "figures.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main(words: list[str]) -> int:
@@ -55,7 +70,9 @@ def main(words: list[str]) -> int:
     out = Path(settings["out"])
     out.mkdir(parents=True, exist_ok=True)
     found: list[Figure] = []
-    print("| figure | measured | bar | | medians |\n|---|---|---|---|---|")
+    machine = calibrate()
+    print(json.dumps(machine))
+    print(HEAD)
     for name in settings["only"].split(","):
         begin = time.monotonic()
         print(f"{name} ...", file=sys.stderr)
@@ -65,6 +82,7 @@ def main(words: list[str]) -> int:
         found += rows
         (out / f"{name}.json").write_text(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
         print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    _write_table(out, machine)
     missed = [figure.name for figure in found if not figure.reached]
     print(json.dumps({"figures": len(found), "missed": missed, "folder": str(out)}, ensure_ascii=False))
     return 1 if missed else 0

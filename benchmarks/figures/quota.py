@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def throttled(path: Path) -> int:
     return int(counters["nr_throttled"])
 
 
-def inside(path: Path, ask: object) -> int:
+def inside(path: Path, ask: Callable[[], int]) -> int:
     """What ``ask`` answers in a process inside the group."""
     import multiprocessing
 
@@ -106,7 +106,7 @@ def inside(path: Path, ask: object) -> int:
 
     def answer() -> None:
         (path / "cgroup.procs").write_text("0")
-        sender.send(ask())  # type: ignore[operator]
+        sender.send(ask())
 
     process = context.Process(target=answer)
     process.start()
