@@ -68,8 +68,8 @@ def deployed(environment: Path, log: Path, command: Command = model_server) -> I
         stop(process)
 
 
-def wait_until_ready(deployment: Deployment, limit_s: float = READY_S) -> None:
-    """Ask GET /ready until it says 200.
+def wait_until_ready(deployment: Deployment, limit_s: float = READY_S, poll_s: float = 0.2) -> None:
+    """Ask GET /ready until it says 200, every ``poll_s``.
 
     Raises:
         DeploymentFailedError: The server ended, or is not ready in time; with the end of its log.
@@ -86,7 +86,7 @@ def wait_until_ready(deployment: Deployment, limit_s: float = READY_S) -> None:
                 f"the server for {deployment.environment} was not ready after {limit_s:.0f} s:\n"
                 + _end_of(deployment.log)
             )
-        time.sleep(0.2)
+        time.sleep(poll_s)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

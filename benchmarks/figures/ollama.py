@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.figures.processes import free_port, request, stop
+from benchmarks.deployments import stop
+from benchmarks.figures.processes import free_port, request
 from benchmarks.figures.workload import CACHE, gguf_of
 
 

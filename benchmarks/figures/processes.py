@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +16,7 @@ from typing import IO, Any, Self
 
 import psutil
 
-START_S = 120.0
+from benchmarks.deployments import deployed, model_server, wait_until_ready
 
 
 @dataclass
@@ -72,44 +70,15 @@ def free_port() -> int:
 @contextmanager
 def serving(environment: Path, overrides: Sequence[str], log: Path, prefix: Sequence[str] = ()) -> Iterator[Server]:
     """A server of ours, ready. ``prefix``: a command that starts it, for control groups."""
-    port = free_port()
-    words = [f"serving.port={port}", *overrides]
+
+    def command(path: Path, port: int) -> list[str]:
+        return [*prefix, *model_server(path, port), *overrides]
+
     started = time.perf_counter()
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "model_server", str(environment), *words],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield Server(process, port, _wait_until_ready(process, port, log) - started)
-    finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[Any]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> float:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-        try:
-            if request(port, "GET", "/ready", timeout_s=2)[0] == 200:
-                return time.perf_counter()
-        except OSError:
-            pass
-        time.sleep(0.02)
-    raise RuntimeError(f"the server was not ready after {START_S:g} s:\n{log.read_text()[-2000:]}")
+    with deployed(environment, log, command) as deployment:
+        wait_until_ready(deployment, poll_s=0.02)
+        ready_s = time.perf_counter() - started
+        yield Server(deployment.process, int(deployment.url.rpartition(":")[2]), ready_s)
 
 
 class Raw:
