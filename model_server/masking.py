@@ -28,10 +28,11 @@ _EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-
 
 
 def _is_id(digits: str) -> bool:
-    """Check character by ISO 7064 MOD 11-2 (GB 11643), and a month that exists."""
+    """Check character by ISO 7064 MOD 11-2 (GB 11643), and a birthday that can be."""
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
     total = sum(int(digit) * weight for digit, weight in zip(digits[:17], weights, strict=True))
-    return "10X98765432"[total % 11] == digits[17] and "01" <= digits[10:12] <= "12"
+    born = digits[6:8] in {"19", "20"} and "01" <= digits[10:12] <= "12" and "01" <= digits[12:14] <= "31"
+    return "10X98765432"[total % 11] == digits[17] and born
 
 
 def _is_card(digits: str) -> bool:

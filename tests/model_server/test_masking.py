@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from model_server import masking
@@ -76,6 +76,8 @@ def test_every_invented_number_of_the_generator_is_masked(seed, spoken, before, 
     rng = random.Random(seed)
     for make, kind in ((calls.fake_mobile, "手机号"), (calls.fake_id, "身份证号"), (calls.fake_card, "银行卡号")):
         number = make(rng)
+        # A card of 18 digits may pass as an identity number by chance; nobody could tell which it is.
+        assume(kind != "银行卡号" or len(number) != 18 or not masking._is_id(number))
         if spoken and not number.endswith("X"):
             number = number.translate(str.maketrans("0123456789", "零幺二三四五六七八九"))
         masked = mask(before + number + after)
