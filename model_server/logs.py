@@ -10,6 +10,7 @@ tried again.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import gzip
 import json
@@ -177,7 +178,7 @@ def _to_json(_: WrappedLogger, __: str, event: EventDict) -> str:
         return json.dumps(event, default=repr)
 
 
-class _Lines(logging.Handler):
+class _Lines(logging.Handler, abc.ABC):
     """Writes lines; a failure is counted, and told in the log itself once it can be written again."""
 
     def __init__(self, on_drop: Callable[[], object]) -> None:
@@ -203,8 +204,8 @@ class _Lines(logging.Handler):
             self._dropped = 0
             self.emit(logging.makeLogRecord(note | {"msg": "log lines were dropped"}))
 
-    def _write(self, line: bytes) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _write(self, line: bytes) -> None: ...
 
 
 class _StreamLines(_Lines):

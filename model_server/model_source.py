@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from model_server import gguf_header
 from model_server.errors import ModelLoadError
 from runconfig import ConfigError, RunConfig, validate
 
@@ -411,36 +411,12 @@ def _check_safetensors(source: str, path: Path) -> None:
         )
 
 
-_GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-# Tensor type -> (weights in a block, bytes of a block). Source: ggml's ggml-common.h.
-_GGML_BLOCKS = {
-    0: (1, 4),  # F32
-    1: (1, 2),  # F16
-    2: (32, 18),  # Q4_0
-    3: (32, 20),  # Q4_1
-    6: (32, 22),  # Q5_0
-    7: (32, 24),  # Q5_1
-    8: (32, 34),  # Q8_0
-    10: (256, 84),  # Q2_K
-    11: (256, 110),  # Q3_K
-    12: (256, 144),  # Q4_K
-    13: (256, 176),  # Q5_K
-    14: (256, 210),  # Q6_K
-    30: (1, 2),  # BF16
-}
-
-
 def _gguf_file(source: str, path: Path) -> ModelFiles:
-    """Source: the GGUF specification, version 3 (little endian)."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelLoadError(source, f"{path.name} is not a GGUF file: expected it to begin with 'GGUF'")
-        try:
-            metadata, tensors, data_start = _gguf_header(file)
-        except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
-            raise ModelLoadError(source, f"{path.name}: the header is truncated or altered ({error!r})") from error
+    try:
+        metadata, tensors, data_start = gguf_header.read(path)
+    except ValueError as error:
+        raise ModelLoadError(source, f"{path.name} {error}") from error
     end = data_start + max((offset + length for _, offset, length in tensors.values()), default=0)
     if size < end:
         raise ModelLoadError(source, f"{path.name} is truncated: its header expects {end} bytes, got {size}")
@@ -464,49 +440,9 @@ def _gguf_file(source: str, path: Path) -> ModelFiles:
     attention = tensors.get("blk.0.attn_q.weight", large)
     bits = None
     if attention is not None:
-        weights, block = _GGML_BLOCKS[attention[0]]
+        weights, block = gguf_header.BLOCKS[attention[0]]
         bits = 16 if weights == 1 else 8 * (block - 2) // weights
     return ModelFiles("gguf", source, path, shape=shape, weights_bytes=size - data_start, weight_bits=bits)
-
-
-def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, tuple[int, int, int]], int]:
-    """Metadata (an array is given by its length), tensors as (type, offset, bytes), and where data begins."""
-
-    def scalar(code: str) -> Any:
-        return struct.unpack(f"<{code}", file.read(struct.calcsize(f"<{code}")))[0]
-
-    def string() -> str:
-        return str(file.read(scalar("Q")), "utf-8")
-
-    def value(kind: int) -> Any:
-        if kind == _GGUF_STRING:
-            return string()
-        if kind != _GGUF_ARRAY:
-            return scalar(_GGUF_SCALARS[kind])
-        inner, length = scalar("I"), scalar("Q")
-        if inner in _GGUF_SCALARS:
-            file.seek(length * struct.calcsize(f"<{_GGUF_SCALARS[inner]}"), os.SEEK_CUR)
-        else:
-            for _ in range(length):
-                value(inner)
-        return length
-
-    version, tensor_count, entries = scalar("I"), scalar("Q"), scalar("Q")
-    if version not in {2, 3}:
-        raise KeyError(f"version {version}")
-    metadata: dict[str, Any] = {}
-    for _ in range(entries):
-        key = string()
-        metadata[key] = value(scalar("I"))
-    tensors: dict[str, tuple[int, int, int]] = {}
-    for _ in range(tensor_count):
-        name = string()
-        sizes: Sequence[int] = [scalar("Q") for _ in range(scalar("I"))]
-        kind, offset = scalar("I"), scalar("Q")
-        weights, block = _GGML_BLOCKS[kind]
-        tensors[name] = (kind, offset, math.prod(sizes) // weights * block)
-    alignment = int(metadata.get("general.alignment", 32))
-    return metadata, tensors, -(-file.tell() // alignment) * alignment
 
 
 # The hub -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 import runconfig
 from model_server import classification, model_source
+from model_server.cache import cache_dir
 from model_server.errors import ConfigurationError, DeploymentError, ModelLoadError
 
 Progress = Callable[[str], None]
@@ -153,11 +154,6 @@ def environment(name: str, progress: Progress) -> Path:
             )
     (home / ".ready").touch()  # the Makefile's stamp
     return tools
-
-
-def cache_dir() -> Path:
-    """Where environments live; ``QWEN3_STACK_CACHE`` moves it."""
-    return Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
 
 
 # --- checks before anything is computed ------------------------------------------------------------------

@@ -18,7 +18,8 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
-from model_server.engine import Message
+from model_server import gguf_header
+from model_server.engine import Message, Prompt
 from model_server.errors import InvalidRequestError, ModelLoadError
 
 REPLACEMENT = "\ufffd"
@@ -41,6 +42,17 @@ class Tokenizer:
         """Text of ``ids``, special tokens left out."""
         text: str = self._fast.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def prompt(self, content: str | Sequence[Message]) -> Prompt:
+        """Plain text, or a chat in the model's own template.
+
+        Raises:
+            InvalidRequestError: As :meth:`chat`.
+        """
+        messages = () if isinstance(content, str) else tuple(content)
+        text = content if isinstance(content, str) else self.chat(messages)
+        ids = tuple(self.encode(text))
+        return Prompt(text, messages, ids, len(ids))
 
     def chat(self, messages: Sequence[Message]) -> str:
         """The prompt for an answer to ``messages``: the model's own template, thinking off.
@@ -146,19 +158,14 @@ def _from_gguf(path: Path) -> tuple[FastTokenizer, str | None]:
 
     Source: ``tokenizer.ggml.*`` of the GGUF specification; token types 3 and 4 are control and user-defined.
     """
-    from gguf import GGUFReader
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-    reader = GGUFReader(path)
-
-    def field(name: str) -> Any:
-        found = reader.get_field(name)
-        return None if found is None else found.contents()
-
-    if field("tokenizer.ggml.pre") != "qwen2":
-        raise ValueError(f"only tokenizers of type qwen2 are known, this file's is {field('tokenizer.ggml.pre')!r}")
-    tokens: list[str] = field("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in field("tokenizer.ggml.merges")]
+    metadata, _, _ = gguf_header.read(path, {f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type")})
+    if metadata.get("tokenizer.ggml.pre") != "qwen2":
+        kind = metadata.get("tokenizer.ggml.pre")
+        raise ValueError(f"only tokenizers of type qwen2 are known, this file's is {kind!r}")
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     fast = FastTokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = pre_tokenizers.Sequence(
@@ -168,11 +175,11 @@ def _from_gguf(path: Path) -> tuple[FastTokenizer, str | None]:
         ]
     )
     fast.decoder = decoders.ByteLevel()
-    kinds = field("tokenizer.ggml.token_type") or []
+    kinds: list[int] = metadata.get("tokenizer.ggml.token_type", [])
     marked = [(token, kind) for token, kind in zip(tokens, kinds, strict=False) if kind in (3, 4)]
     fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token, kind in marked if kind == 3])
     fast.add_tokens([AddedToken(token, special=False, normalized=False) for token, kind in marked if kind == 4])
-    return fast, field("tokenizer.chat_template")
+    return fast, metadata.get("tokenizer.chat_template")
 
 
 def _read_template(directory: Path) -> str | None:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
+from model_server.cache import cache_dir
+
+CACHE = cache_dir()
 
 
 def _environment(name):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.deployments import stop
 from benchmarks.figures.processes import free_port, request
-from benchmarks.figures.workload import CACHE, gguf_of
+from benchmarks.figures.workload import gguf_of
+from model_server.cache import cache_dir
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Ollama:
 @contextmanager
 def serving_ollama(model: Path, folder: Path, slots: int) -> Iterator[Ollama]:
     """Ollama with the weights of ``model`` at Q4_0."""
-    binary = shutil.which("ollama") or str(CACHE / "bin" / "ollama")
+    binary = shutil.which("ollama") or str(cache_dir() / "bin" / "ollama")
     weights = gguf_of(model)
     if not Path(binary).exists() or not weights.exists():
         print(f"no Ollama ({binary}) or no {weights}: its row is left out", flush=True)

@@ -13,10 +13,10 @@ import yaml
 
 from benchmarks.calls import read_calls
 from model_server import capacity, deployment, tokenizer
+from model_server.cache import cache_dir
 from model_server.engine import Message
 from model_server.model_source import resolve
 
-CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
 CALLS = Path("data/calls.jsonl")
 TINY = Path("models/complaints-tiny")
 
@@ -26,8 +26,8 @@ def random_model() -> Path:
 
     Without classification.json, so that a server compiles only the form that the raw pipeline has too.
     """
-    source, prepared = CACHE / "models" / "random-0.6b", CACHE / "models" / "random-0.6b-int4"
-    plain = CACHE / "models" / "figures-0.6b-int4"
+    models = cache_dir() / "models"
+    source, prepared, plain = models / "random-0.6b", models / "random-0.6b-int4", models / "figures-0.6b-int4"
     run = [sys.executable, "-m"]
     if not source.exists():
         subprocess.run([*run, "training.random_model", "shape=0.6b", f"out={source}"], check=True, stdout=sys.stderr)
@@ -42,8 +42,7 @@ def random_model() -> Path:
                 os.link(file, plain / file.name)
     weights = gguf_of(plain)
     if not weights.exists():
-        tool = Path("tests/tools/gguf_model.py")
-        subprocess.run([sys.executable, str(tool), str(source), str(weights), "q4_0"], check=True, stdout=sys.stderr)
+        subprocess.run([*run, "training.gguf_model", str(source), str(weights), "q4_0"], check=True, stdout=sys.stderr)
     return plain
 
 

@@ -39,8 +39,9 @@ import httpx2
 import structlog
 
 from model_server import cgroup, tokenizer
+from model_server.cache import environment_python
 from model_server.engine import Chunk, EngineHealth, EngineInfo, EngineState, FinishReason, Message, Prompt, Sampling
-from model_server.engines.remote import Activity, RefusedError, Remote, TransientError, environment_python
+from model_server.engines.remote import Activity, RefusedError, Remote, TransientError
 from model_server.errors import (
     ConfigurationError,
     ContextTooLongError,
@@ -170,10 +171,7 @@ class LMDeployEngine:
     def prompt(self, content: str | Sequence[Message]) -> Prompt:
         if self._tokenizer is None:
             raise EngineUnavailableError(self._reason)
-        messages = () if isinstance(content, str) else tuple(content)
-        text = content if isinstance(content, str) else self._tokenizer.chat(messages)
-        ids = tuple(self._tokenizer.encode(text))
-        return Prompt(text, messages, ids, len(ids))
+        return self._tokenizer.prompt(content)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Chunk]:
         remote = self._require_ready()

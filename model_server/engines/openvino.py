@@ -155,10 +155,7 @@ class OpenVINOEngine:
     def prompt(self, content: str | Sequence[Message]) -> Prompt:
         if self._tokenizer is None:
             raise EngineUnavailableError(self._reason)
-        messages = () if isinstance(content, str) else tuple(content)
-        text = content if isinstance(content, str) else self._tokenizer.chat(messages)
-        ids = tuple(self._tokenizer.encode(text))
-        return Prompt(text, messages, ids, len(ids))
+        return self._tokenizer.prompt(content)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Chunk]:
         from model_server.tokenizer import StopText, TextStream

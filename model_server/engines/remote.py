@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from model_server.engine import Message, Prompt
-from model_server.errors import ConfigurationError, EngineError, EngineUnavailableError
+from model_server.errors import EngineError, EngineUnavailableError
 
 ATTEMPTS = 5
 """Tries of one network call (requirements R10: exponential back-off, at most 5)."""
@@ -228,19 +226,6 @@ def outline(content: str | Sequence[Message]) -> Prompt:
     text = chatml(content)
     # The markers are special tokens of many characters: counting characters stays above the truth.
     return Prompt(text=text, messages=tuple(content), tokens=len(text))
-
-
-def environment_python(name: str) -> Path:
-    """The interpreter of one of the project's other environments (Makefile, ``make NAME-env``).
-
-    Raises:
-        ConfigurationError: It was not made.
-    """
-    cache = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
-    python = cache / "venvs" / name / "bin" / "python"
-    if not python.exists():
-        raise ConfigurationError(f"there is no {name} environment at {python}: make it with 'make {name}-env'")
-    return python
 
 
 def chatml(messages: Sequence[Message]) -> str:

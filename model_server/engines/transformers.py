@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model_server import cgroup, tokenizer
+from model_server.cache import environment_python
 from model_server.engine import Chunk, EngineHealth, EngineInfo, EngineState, FinishReason, Message, Prompt, Sampling
-from model_server.engines.remote import Activity, environment_python
+from model_server.engines.remote import Activity
 from model_server.errors import (
     ContextTooLongError,
     EngineError,
@@ -135,10 +136,7 @@ class TransformersEngine:
     def prompt(self, content: str | Sequence[Message]) -> Prompt:
         if self._tokenizer is None:
             raise EngineUnavailableError(self._reason)
-        messages = () if isinstance(content, str) else tuple(content)
-        text = content if isinstance(content, str) else self._tokenizer.chat(messages)
-        ids = tuple(self._tokenizer.encode(text))
-        return Prompt(text, messages, ids, len(ids))
+        return self._tokenizer.prompt(content)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Chunk]:
         if prompt.tokens + sampling.max_tokens > self._context_tokens:

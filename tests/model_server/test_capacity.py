@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 import runconfig
 from model_server import capacity, deployment
+from model_server.cache import cache_dir
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, ResourceInsufficientError
 from model_server.model_source import ModelFiles, ModelShape
@@ -269,7 +269,7 @@ def words_for(model, bits, slots):
 @pytest.fixture(scope="module")
 def random_model():
     """Directories of a random-weight Qwen3-0.6B, made once: minutes, and the export environment."""
-    cache = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache/qwen3-stack")) / "models"
+    cache = cache_dir() / "models"
 
     def prepare(bits):
         source, out = cache / "random-0.6b", cache / f"random-0.6b-int{bits}"

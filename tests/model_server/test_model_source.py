@@ -214,7 +214,7 @@ def tiny(tmp_path_factory):
     subprocess.run([sys.executable, TOOLS / "tiny_qwen3.py", folder / "hf"], check=True)
     for kind in ("f16", "q8_0", "q4_0"):
         subprocess.run(
-            [sys.executable, TOOLS / "gguf_model.py", folder / "hf", folder / f"{kind}.gguf", kind], check=True
+            [sys.executable, "-m", "training.gguf_model", folder / "hf", folder / f"{kind}.gguf", kind], check=True
         )
     return folder
 

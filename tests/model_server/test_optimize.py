@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from model_server import model_source, optimize
+from model_server.cache import cache_dir
 from model_server.errors import ModelLoadError
 from training.random_model import Shape, write_model
 
@@ -175,7 +176,7 @@ def test_without_two_places_the_usage_is_shown(capsys):
 @pytest.mark.training
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_the_real_tool_makes_a_directory_that_openvino_genai_loads(source, tmp_path, bits):
-    export = optimize.cache_dir() / "venvs" / "export" / "bin" / "optimum-cli"
+    export = cache_dir() / "venvs" / "export" / "bin" / "optimum-cli"
     if not export.exists():
         pytest.skip("no export environment: make export-env")
     out = tmp_path / f"int{bits}"

@@ -2,7 +2,7 @@
 
 python tests/tools/tiny_qwen3.py DIRECTORY
 
-The same directory serves every engine: transformers and LMDeploy read it, ``gguf_model.py`` makes Ollama's file
+The same directory serves every engine: transformers and LMDeploy read it, ``training.gguf_model`` makes Ollama's file
 of it. Weights are large enough for the next token to be far from even, and the output layer is not tied to the
 embedding, so that greedy text does not fall into one repeated token (Ollama cuts such text off). It writes
 printable ASCII and three whole Chinese characters: Ollama drops bytes that are not UTF-8, and texts would differ.

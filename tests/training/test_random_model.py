@@ -7,13 +7,13 @@ import struct
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from model_server import classification, model_source
+from model_server.cache import cache_dir
 from model_server.errors import ModelLoadError
 from training import random_model
 from training.random_model import SHAPES, Shape, bfloat16, tensors, write_model
@@ -21,7 +21,7 @@ from training.random_model import SHAPES, Shape, bfloat16, tensors, write_model
 SMALL = Shape(
     hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, head_dim=16, tokens=3000, vocab=3072, context=512
 )
-TRAINING = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache/qwen3-stack")) / "venvs/training/bin/python"
+TRAINING = cache_dir() / "venvs/training/bin/python"
 
 
 @pytest.fixture(scope="module")

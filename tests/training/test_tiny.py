@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import numpy as np
 import pytest
 
 from model_server import capacity, classification, deployment, engines, model_source, tokenizer
+from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.masking import mask
 from training.calls import CallSettings, keyword_category, macro_f1, make_splits
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "complaints-tiny"
-TRAINING = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache/qwen3-stack")) / "venvs/training/bin/python"
+TRAINING = cache_dir() / "venvs/training/bin/python"
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import httpx2
 import psutil
 import pytest
 
+from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.engines.lmdeploy import LAUNCHER, LMDeployEngine
 from model_server.errors import (
@@ -32,7 +33,7 @@ from model_server.errors import (
 
 HERE = Path(__file__).parent
 TOOLS = HERE.parents[1] / "tools"
-CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
+CACHE = cache_dir()
 
 
 @pytest.fixture(scope="module")

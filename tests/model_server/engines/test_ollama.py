@@ -17,6 +17,7 @@ import httpx2
 import psutil
 import pytest
 
+from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.engines.ollama import OllamaEngine
 from model_server.engines.transformers import TransformersEngine
@@ -31,7 +32,7 @@ from model_server.errors import (
 from model_server.recovery import RecoveringEngine
 
 TOOLS = Path(__file__).parents[2] / "tools"
-CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
+CACHE = cache_dir()
 
 # What Ollama 0.11.4 answered (abridged); test_the_fake_speaks_like_the_real_one compares the shapes.
 TAGS = {
@@ -318,7 +319,7 @@ def ollama(tmp_path_factory):
     binary = shutil.which("ollama") or shutil.which("ollama", path=CACHE / "bin")
     home = tmp_path_factory.mktemp("ollama")
     subprocess.run([sys.executable, TOOLS / "tiny_qwen3.py", home / "tiny"], check=True)
-    subprocess.run([sys.executable, TOOLS / "gguf_model.py", home / "tiny", home / "tiny.gguf", "f32"], check=True)
+    subprocess.run([sys.executable, "-m", "training.gguf_model", home / "tiny", home / "tiny.gguf", "f32"], check=True)
     real = RealOllama(binary, home).start()
     try:
         real.create("tiny", f"FROM {home}/tiny.gguf")

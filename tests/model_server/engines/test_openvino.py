@@ -235,7 +235,7 @@ async def test_a_gguf_file_loads_as_it_is_and_reads_text_as_its_model_directory_
     tools = Path(__file__).parents[2] / "tools"
     subprocess.run([sys.executable, tools / "tiny_qwen3.py", tmp_path / "tiny"], check=True)
     gguf = tmp_path / "tiny.gguf"
-    subprocess.run([sys.executable, tools / "gguf_model.py", tmp_path / "tiny", gguf, "f16"], check=True)
+    subprocess.run([sys.executable, "-m", "training.gguf_model", tmp_path / "tiny", gguf, "f16"], check=True)
     engine = build(gguf, scoring=False)
     await engine.load()
     text = "the 你好<|im_end|> 123 don't"

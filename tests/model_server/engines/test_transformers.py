@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.engines.transformers import TransformersEngine
 from model_server.errors import (
@@ -25,7 +26,7 @@ from model_server.errors import (
 from model_server.recovery import RecoveringEngine
 
 TOOLS = Path(__file__).parents[2] / "tools"
-CACHE = Path(os.environ.get("QWEN3_STACK_CACHE", Path.home() / ".cache" / "qwen3-stack"))
+CACHE = cache_dir()
 TEXT = "hello the 你好"
 LABELS = [110, 105, 79, 5, 261]
 SAMPLED = {"temperature": 1.3, "top_k": 12, "top_p": 0.8}

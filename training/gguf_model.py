@@ -1,10 +1,9 @@
-"""Write a GGUF file of a Qwen3 model directory (Hugging Face layout), for Ollama.
+"""Write a GGUF file of a Qwen3 model directory (Hugging Face layout), for Ollama and other llama.cpp servers.
 
-python tests/tools/gguf_model.py MODEL_DIRECTORY OUT.gguf [f32 | f16 | q8_0 | q4_0]
+python -m training.gguf_model MODEL_DIRECTORY OUT.gguf [f32 | f16 | q8_0 | q4_0]
 
-With q4_0 the embedding and the output layer stay q8_0,
-as llama.cpp's own quantiser leaves them finer than the rest; norms are always f32. Tensors are converted one at
-a time: the 0.6B model takes 10 s on 2 cores.
+With q4_0 the embedding and the output layer stay q8_0, as llama.cpp's own quantiser leaves them finer than the rest;
+norms are always f32. Tensors are converted one at a time: the 0.6B model takes 10 s on 2 cores.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -54,7 +54,7 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, tensor.reshape(entry["shape"])
 
 
-def add_config(writer: gguf.GGUFWriter, config: dict, file_type: str) -> None:
+def add_config(writer: gguf.GGUFWriter, config: dict[str, Any], file_type: str) -> None:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -68,7 +68,7 @@ def add_config(writer: gguf.GGUFWriter, config: dict, file_type: str) -> None:
     writer.add_file_type(FILE_TYPES[file_type])
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: dict) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: dict[str, Any]) -> None:
     tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     words = {number: word for word, number in tokenizer["model"]["vocab"].items()}
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
