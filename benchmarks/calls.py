@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,19 @@ def digest(calls: Sequence[Call]) -> str:
     """SHA-256 over what is sent and expected: two runs with the same digest had the same work."""
     packed = json.dumps([(call.text, call.label) for call in calls], ensure_ascii=False)
     return hashlib.sha256(packed.encode()).hexdigest()
+
+
+def order_of_calls(count: int, *, seed: int, pair: int, shuffled: bool) -> Iterator[int]:
+    """Positions of the calls to send, for ever: all of them once, then all again in another order.
+
+    Both runs of a ``pair`` get the same order, whatever their side.
+    """
+    chance = random.Random(f"{seed}/{pair}")
+    positions = list(range(count))
+    while True:
+        if shuffled:
+            chance.shuffle(positions)
+        yield from positions
 
 
 def _call(path: Path, number: int, line: bytes) -> Call:

@@ -37,12 +37,12 @@ from geventhttpclient.url import URL
 from locust.env import Environment
 from locust.exception import StopUser
 
-from benchmarks.calls import Call, calls_of
+from benchmarks.calls import Call, calls_of, order_of_calls
 from benchmarks.config import Scenario
 from benchmarks.dialects import PATHS, AnswerError, describe_failure, read_body, read_stream, request_body
 from benchmarks.plan import Plan, Run
 from benchmarks.records import Record
-from benchmarks.schedule import constant_rate, order_of_calls
+from benchmarks.arrivals import Arrivals, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
 
@@ -88,7 +88,7 @@ class Load:
 
     def next_due(self) -> float:
         """The moment the next request is due, perf_counter seconds; ends the user when none is."""
-        if self.run.rate_per_s is not None:
+        if self.run.users is None:
             due: float | None = self.queue.get()
             if due is None:
                 raise StopUser
@@ -143,7 +143,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         load.journal.write(record.to_json() + "\n")
         if record.error is not None:
             load.failed += 1
-            if load.run.rate_per_s is None:
+            if load.run.users is not None:
                 gevent.sleep(PAUSE_AFTER_ERROR_S)
 
     def _send(self, body: bytes, record: Record) -> None:
@@ -293,8 +293,8 @@ def execute(
     lags: list[float] = []
     attendants = [gevent.spawn(_measure_lag, lags), gevent.spawn(_report_progress, load)]
     cpu = time.process_time()
-    if run.rate_per_s is None:
-        users = run.users or 1
+    if run.users is not None:
+        users = run.users
         for number in range(users):
             Caller(environment, load, number).start(group)
     else:
@@ -326,11 +326,17 @@ def execute(
 
 def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, begin: float) -> int:
     """Hand out requests on their schedule; a user is added when all are busy, so that none waits for another."""
-    assert load.run.rate_per_s is not None
+    run = load.run
+    plan = schedule(
+        load.scenario.arrivals if run.arrivals is None else Arrivals.model_validate_json(run.arrivals),
+        rate_per_s=run.rate_per_s,
+        duration_s=run.duration_s,
+        requests=run.requests,
+        seed=f"{load.plan.seed}/{run.pair}",
+    )
     users = 0
-    for number, due in enumerate(constant_rate(load.run.rate_per_s, begin)):
-        if due >= load.deadline or (load.run.requests is not None and number >= load.run.requests):
-            break
+    for offset in plan.offsets_s.tolist():
+        due = begin + offset
         while not load.stopping and (left := due - time.perf_counter()) > 0:
             gevent.sleep(left)
         if load.stopping:

@@ -7,11 +7,13 @@ AAAA BBBB call two equal servers different in half of all comparisons, the inter
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
+from benchmarks.command_line import measure, scenario_parser
 from benchmarks.config import Scenario
 from benchmarks.errors import UsageError
 from benchmarks.progress import Display
@@ -25,7 +27,24 @@ from benchmarks.stats import PairedComparison, compare_pairs, ratio_of_batches
 from benchmarks.summary import HIGHER_IS_BETTER, batches_of_run, metric_of_run, summarise
 from benchmarks.verdict import EXIT_CODES, Finding, decide, judge_errors, judge_quality, judge_speed
 
+DESCRIPTION = """\
+Run two servers in turns (A B, B A, A B, ...) and decide whether B may replace A: one metric that is named before
+(verdict.primary), tested over pairs of runs, and the answers compared beside it. A candidate that is faster and
+worse fails.
+
+common keys: a, b, pairs=8, users, duration_s (of one run), calls=FILE.jsonl, verdict.primary=qps|latency_p50|...,
+verdict.margin=0.05, verdict.max_accuracy_drop=0.03, a_pid, b_pid, out, lang=en|zh
+"""
 ARMS: tuple[Arm, Arm] = ("a", "b")
+
+
+def main(words: Sequence[str]) -> int:
+    parser = scenario_parser(
+        "compare",
+        DESCRIPTION,
+        "compare benchmarks/configs/classify.yml a=http://127.0.0.1:8001 b=http://127.0.0.1:8002 pairs=8",
+    )
+    return measure(Scenario, parser.parse_args(words), compare)
 
 
 def compare(scenario: Scenario, display: Display, sides: dict[Arm, Side] | None = None) -> tuple[int, dict[str, Any]]:

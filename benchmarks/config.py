@@ -11,9 +11,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from benchmarks.arrivals import Arrivals
 from runconfig import RunConfig
 
-Dialect = Literal["classify", "inference", "chat", "chat_stream"]
+Dialect = Literal[
+    "classify",
+    "inference",
+    "chat",
+    "chat_stream",
+    "completions_stream",
+    "lmdeploy_stream",
+    "llamacpp_stream",
+    "ollama_stream",
+    "ollama_chat_stream",
+]
 Language = Literal["en", "zh"]
 Metric = Literal[
     "qps",
@@ -72,7 +83,9 @@ class Scenario(RunConfig):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "benchmark"
     """Names the results folder."""
     dialect: Dialect = "classify"
-    """classify: POST /api/v1/classify; inference: /api/v1/inference; chat and chat_stream: /v1/chat/completions."""
+    """classify: POST /api/v1/classify; inference: /api/v1/inference; chat and chat_stream: /v1/chat/completions;
+    completions_stream: /v1/completions; lmdeploy_stream: /generate; llamacpp_stream: /completion; ollama_stream:
+    /api/generate; ollama_chat_stream: /api/chat."""
     url: str | None = None
     """``run``: where the server is, for example http://127.0.0.1:8000."""
     a: str | None = None
@@ -93,12 +106,20 @@ class Scenario(RunConfig):
     """Prompts written here instead of in a file."""
     max_tokens: Annotated[int, Field(gt=0)] = 128
     temperature: Annotated[float, Field(ge=0)] = 0.0
+    tokenizer: Path | None = None
+    """tokenizer.json that counts tokens where the server does not tell."""
+    keep_texts: bool = False
+    """Write the answers down, which is needed to say how far they differ. They may hold personal data."""
     api_key_env: str | None = None
     """Environment variable that holds the API key; the key itself is never written down."""
     users: Annotated[int, Field(gt=0)] | None = None
     """Closed loop: so many users, each sending its next request when the last one ended."""
     rate_per_s: Annotated[float, Field(gt=0)] | None = None
-    """Open loop: requests per second on a fixed schedule, however slow the server is."""
+    """Open loop: requests per second on a schedule, however slow the server is."""
+    arrivals: Arrivals = Arrivals()
+    """Open loop: how the requests are spread over time."""
+    workers: Annotated[int, Field(gt=0, le=64)] = 1
+    """Load generator processes; each is one thread."""
     duration_s: Annotated[float, Field(gt=0)] | None = None
     """A run ends after so many seconds ..."""
     requests: Annotated[int, Field(gt=0)] | None = None
@@ -130,11 +151,17 @@ class Scenario(RunConfig):
 
     @model_validator(mode="after")
     def _one_arrival_and_an_end(self) -> Scenario:
-        if (self.users is None) == (self.rate_per_s is None):
+        timed = self.arrivals.sets_its_own_rate
+        if timed:
+            if self.users is not None or self.rate_per_s is not None:
+                raise ValueError(
+                    f"arrivals.pattern={self.arrivals.pattern} needs users and rate_per_s null"
+                )
+        elif (self.users is None) == (self.rate_per_s is None):
             raise ValueError(
-                "set exactly one of users (closed loop) and rate_per_s (constant rate); the other must be null"
+                "set exactly one of users (closed loop) and rate_per_s (open loop); the other: null"
             )
-        if self.duration_s is None and self.requests is None:
+        if self.duration_s is None and self.requests is None and not timed:
             raise ValueError("set duration_s, requests, or both: a run must end")
         if (self.calls is None) == (not self.texts):
             raise ValueError("set exactly one of calls (a JSONL file) and texts (a list of prompts)")

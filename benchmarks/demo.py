@@ -17,14 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks.__main__ import complain, print_result
 from benchmarks.calls import calls_of
+from benchmarks.command_line import complain, print_result
 from benchmarks.config import Scenario
 from benchmarks.deployments import Command, deployed, model_server, wait_until_ready
 from benchmarks.errors import NO_VERDICT, BenchmarkError
 from benchmarks.progress import Display
 from benchmarks.records import Arm
-from benchmarks.session import Side, results_folder
+from benchmarks.session import Side, point_to_latest, results_folder
 from runconfig import ConfigError, RunConfig, load, read_yaml, validate
 
 SCENARIO = Path(__file__).parent / "configs" / "demo.yml"
@@ -105,19 +105,10 @@ def demo(words: Sequence[str], command: Command, *, as_json: bool) -> int:
         code, summary = compare(scenario, display, measured)
         display.begin("stopping the servers")
     if named_by_time:
-        _point_to(folder)
+        point_to_latest(folder)
     print_result(summary, scenario.lang, as_json=as_json)
     print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
     return code
-
-
-def _point_to(folder: Path) -> None:
-    """``runs/latest`` is the newest demo, where links can be made."""
-    link = folder.parent / "latest"
-    with contextlib.suppress(OSError):
-        if link.is_symlink():
-            link.unlink()
-        link.symlink_to(folder.name, target_is_directory=True)
 
 
 @contextlib.contextmanager

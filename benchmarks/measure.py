@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.command_line import measure, scenario_parser
 from benchmarks.config import Objective, Scenario
 from benchmarks.errors import FAIL, INVALID, NO_VERDICT, PASS, UsageError
 from benchmarks.progress import Display
@@ -12,6 +14,26 @@ from benchmarks.sampler import server_use
 from benchmarks.session import Session, Side, interrupted
 from benchmarks.summary import summarise
 from benchmarks.verdict import Answer
+
+DESCRIPTION = """\
+Send load to one server and write runs/NAME-TIME/ with every request (requests.parquet, requests.jsonl), samples of
+CPU and memory (samples.parquet), summary.json, manifest.json and report.html. Ends with 1 when the scenario's
+objective was missed.
+
+common keys: url, users=8 (closed loop) or rate_per_s=20 users=null (open loop, arrivals.pattern=constant|poisson|...),
+duration_s, requests, warmup_s, dialect=classify|inference|chat|chat_stream|..., calls=FILE.jsonl, pid (of the server,
+to sample its CPU), out, lang=en|zh
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = scenario_parser(
+        "run",
+        DESCRIPTION,
+        "run benchmarks/configs/baseline.yml url=http://127.0.0.1:8000",
+        "run benchmarks/configs/constant_rate.yml url=http://127.0.0.1:8000 rate_per_s=20",
+    )
+    return measure(Scenario, parser.parse_args(words), run)
 
 
 def run(scenario: Scenario, display: Display) -> tuple[int, dict[str, Any]]:

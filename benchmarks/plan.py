@@ -19,7 +19,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One stretch of load on one URL: ``users`` or ``rate_per_s``, until ``duration_s`` or ``requests``."""
+    """One stretch of load on one URL: ``users``, or arrivals, until ``duration_s`` or ``requests``.
+
+    ``arrivals`` replaces the scenario's, as JSON.
+    """
 
     run: int
     arm: Arm
@@ -31,3 +34,4 @@ class Run:
     rate_per_s: float | None = None
     duration_s: float | None = None
     requests: int | None = None
+    arrivals: str | None = None

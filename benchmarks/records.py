@@ -12,13 +12,14 @@ from typing import Literal
 
 Arm = Literal["a", "b"]
 Phase = Literal["probe", "warmup", "measure"]
+TokenSource = Literal["server", "tokenizer"]
 ErrorClass = Literal[
     "connect",  # no connection
     "reset",  # the connection broke before or in the answer
     "timeout",  # longer than timeout_s
     "http_status",  # an answer that is not 200; see status
     "error_event",  # an error inside a stream that began with 200
-    "truncated",  # a stream that ended without [DONE], or a body shorter than announced
+    "truncated",  # a stream that ended without its end mark, or a body shorter than announced
     "malformed",  # not what the dialect promises: HTML, broken JSON, a missing field
 ]
 
@@ -35,13 +36,16 @@ class Record:
     number: int
     """Position within the run, from 0."""
     user: int
+    """Counted over all workers."""
     call: str
     scheduled_s: float
     """When it was due; in a closed loop, when its user was free."""
     sent_s: float = 0.0
     """Before the first byte was written; a connection that had to be opened counts as waiting."""
+    connected_s: float | None = None
+    """A connection was open; None where one of an earlier request was used again."""
     first_byte_s: float | None = None
-    """The response's headers were read."""
+    """The first byte of the response arrived."""
     first_token_s: float | None = None
     """First text of any kind, reasoning included; an empty delta that only names the role is none."""
     first_content_s: float | None = None
@@ -56,8 +60,10 @@ class Record:
     error_detail: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
-    tokens_first_event: int | None = None
-    """Known only where the server counts per event."""
+    token_source: TokenSource | None = None
+    """Who counted ``output_tokens``."""
+    tokens_first_event: float | None = None
+    """n_first of TPOT: as the server or the tokenizer counts it, else by its share of the characters."""
     events: int = 0
     """Events that carried text."""
     bytes: int = 0
@@ -70,6 +76,8 @@ class Record:
     output_sha256: str | None = None
     """Of the text, so that answers can be compared and are not kept."""
     output_characters: int | None = None
+    output_text: str | None = None
+    """Kept only with ``keep_texts``."""
     event_times_s: list[float] = field(default_factory=list)
     """When each event with text arrived."""
 

@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pandas as pd
 
+from benchmarks.command_line import parser, words_of
 from benchmarks.config import Language
-from benchmarks.errors import ResultsError
+from benchmarks.errors import ResultsError, UsageError
 from benchmarks.results import load, measured_records, read_manifest
 from benchmarks.texts import say, say_finding, say_meaning
 
@@ -22,6 +23,25 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _HERE = Path(__file__).parent
+
+
+def main(words: Sequence[str]) -> int:
+    options = parser(
+        "report",
+        "Write report.html into a results folder again, for example in the other language.",
+        "report runs/latest lang=zh",
+    )
+    options.add_argument("folder", type=Path, help="a results folder")
+    options.add_argument("settings", nargs="*", metavar="lang=en|zh")
+    found = options.parse_args(words)
+    lang = words_of(found.settings, ["lang"]).get("lang", "en")
+    if lang not in get_args(Language):
+        raise UsageError(f"report takes lang=en or lang=zh, got lang={lang}")
+    path = write_report(found.folder, cast("Language", lang))
+    if not found.json:
+        print(path)
+    print(json.dumps({"report": str(path), "exit_code": 0}))
+    return 0
 
 
 def write_report(folder: Path, lang: Language) -> Path:

@@ -14,15 +14,16 @@ import pandas as pd
 from benchmarks.errors import ResultsError
 from benchmarks.records import COLUMNS
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 _TYPES = {
     **dict.fromkeys(("run", "pair", "number", "user", "events", "bytes"), "int64"),
-    **dict.fromkeys(("status", "prompt_tokens", "output_tokens", "tokens_first_event", "output_characters"), "Int64"),
-    **dict.fromkeys(("scheduled_s", "sent_s", "first_byte_s", "first_token_s", "first_content_s"), "float64"),
+    **dict.fromkeys(("status", "prompt_tokens", "output_tokens", "output_characters"), "Int64"),
+    **dict.fromkeys(("scheduled_s", "sent_s", "connected_s", "first_byte_s", "first_token_s"), "float64"),
+    **dict.fromkeys(("first_content_s", "tokens_first_event"), "float64"),
     **dict.fromkeys(("last_token_s", "end_s", "wall_start", "confidence"), "float64"),
     **dict.fromkeys(("arm", "phase", "call", "error", "error_detail", "finish_reason"), "string"),
-    **dict.fromkeys(("category", "label", "output_sha256"), "string"),
+    **dict.fromkeys(("category", "label", "output_sha256", "output_text", "token_source"), "string"),
     "needs_review": "boolean",
     "event_times_s": "object",
 }
@@ -106,7 +107,7 @@ def derive(records: pd.DataFrame) -> pd.DataFrame:
     found["ttft_scheduled_s"] = (found["first_token_s"] - found["scheduled_s"]).where(good)
     tokens = found["output_tokens"].astype("Float64").astype("float64")
     events = found["events"].where(found["events"] > 0).astype("float64")
-    first = found["tokens_first_event"].astype("Float64").astype("float64").fillna(tokens / events)
+    first = found["tokens_first_event"].fillna(tokens / events)
     after = (tokens - first).where(lambda count: count > 0)
     found["tpot_s"] = ((found["last_token_s"] - found["first_token_s"]) / after).where(good)
     return found

@@ -141,6 +141,8 @@ class Session:
         self.samples().to_parquet(self.folder / "samples.parquet", index=False)
         self.write_manifest()
         write_json(self.folder / "summary.json", summary)
+        if self.scenario.out is None:
+            point_to_latest(self.folder)
 
     def write_manifest(self) -> None:
         scenario = self.scenario.model_dump(mode="json")
@@ -194,6 +196,15 @@ def results_folder(scenario: Scenario) -> Path:
     except OSError as error:
         raise UsageError(f"cannot make the results folder {folder}: {error.strerror or error}") from error
     return folder
+
+
+def point_to_latest(folder: Path) -> None:
+    """``runs/latest`` is the newest folder that was named by its time, where links can be made."""
+    link = folder.parent / "latest"
+    with contextlib.suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(folder.name, target_is_directory=True)
 
 
 def write_json(path: Path, document: Any) -> None:

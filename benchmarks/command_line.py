@@ -1,0 +1,128 @@
+"""What all verbs share: options, progress, one line for what went wrong, one JSON document at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.config import Language, Scenario
+from benchmarks.errors import INVALID, USAGE, BenchmarkError, UsageError
+from benchmarks.progress import Display
+from runconfig import load
+
+S = TypeVar("S", bound=Scenario)
+EXIT_CODES = "exit codes: 0 pass, 1 fail, 2 usage, 3 no verdict (or interrupted), 4 invalid run\n"
+
+
+def parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser with ``--json`` and ``--quiet``; ``examples`` are what follows ``python -m benchmarks``."""
+    lines = "".join(f"  python -m benchmarks {example}\n" for example in examples)
+    found = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {verb}",
+        description=description,
+        epilog=f"examples:\n{lines}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("--json", action="store_true", help="print the JSON line only")
+    found.add_argument("--quiet", action="store_true", help="show no progress")
+    return found
+
+
+def scenario_parser(
+    verb: str, description: str, *examples: str, scenario: Path | None = None
+) -> argparse.ArgumentParser:
+    """:func:`parser` with a scenario file (unless ``scenario`` is the one used) and ``key=value`` words."""
+    found = parser(verb, description, *examples)
+    if scenario is None:
+        found.add_argument("scenario", type=Path, help="a file of benchmarks/configs/, or your own")
+    else:
+        found.set_defaults(scenario=scenario)
+    found.add_argument("settings", nargs="*", metavar="key=value", help="override any key of the scenario")
+    return found
+
+
+def measure(
+    model: type[S],
+    options: argparse.Namespace,
+    work: Callable[[S, Display], tuple[int, dict[str, Any]]],
+) -> int:
+    """Load the scenario, do ``work``, print its summary; the exit code."""
+    scenario = load(model, options.scenario, options.settings)
+    with Display(quiet=options.quiet) as display:
+        code, summary = work(scenario, display)
+    print_result(summary, scenario.lang, as_json=options.json)
+    return code
+
+
+def complain(error: Exception, *, as_json: bool) -> int:
+    """One line for a person on stderr, one object on stdout; the exit code."""
+    # An OSError that comes this far is a full disk or the like: the results are not to be used.
+    code = error.exit_code if isinstance(error, BenchmarkError) else INVALID if isinstance(error, OSError) else USAGE
+    print(f"error: {error}", file=sys.stderr)
+    if as_json or code != USAGE:
+        print(json.dumps({"error": str(error), "exit_code": code}, ensure_ascii=False))
+    return code
+
+
+def print_result(summary: dict[str, Any], lang: Language, *, as_json: bool) -> None:
+    """What a person wants to know, then one line of JSON."""
+    from benchmarks.texts import say, say_finding, say_meaning
+
+    if not as_json:
+        print(f"\n{say(summary['verdict'], lang)}  {say_meaning(summary, lang)}")
+        if "findings" in summary:
+            for finding in summary["findings"]:
+                print(f"  {say(finding['answer'], lang)}: {say_finding(finding, lang)}")
+        else:
+            _print_figures(summary, lang)
+        print(f"{say('report_at', lang)}: {summary['report']}")
+    print(json.dumps(headline(summary), ensure_ascii=False))
+
+
+def headline(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without its long tables."""
+    dropped = {"runs", "findings"}
+    short = {key: value for key, value in summary.items() if key not in dropped}
+    if "quality" in short:
+        short["quality"] = {key: value for key, value in short["quality"].items() if not isinstance(value, dict | list)}
+    return short
+
+
+def words_of(words: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
+    """``key=value`` words of verbs without a scenario.
+
+    Raises:
+        UsageError: Another key, or no ``=``.
+    """
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in allowed:
+            raise UsageError(f"expected {' or '.join(f'{name}=...' for name in allowed)}, got {word!r}")
+        found[key] = value
+    return found
+
+
+def _print_figures(summary: dict[str, Any], lang: Language) -> None:
+    from benchmarks.texts import say
+
+    for reason in summary["reasons"]:
+        print(f"  {reason}")
+    rows = (
+        ("requests", summary["total_requests"], "{:,}"),
+        ("error_rate", summary["error_rate"], "{:.2%}"),
+        ("rate", summary["qps"], "{:,.1f}"),
+        ("avg_latency", summary["avg_latency_ms"], "{:,.1f} ms"),
+        ("p50", summary["p50_latency_ms"], "{:,.1f} ms"),
+        ("p95", summary["p95_latency_ms"], "{:,.1f} ms"),
+        ("p99", summary["p99_latency_ms"], "{:,.1f} ms"),
+        ("ttft", summary["ttft_p50_ms"], "{:,.1f} ms"),
+        ("tpot", summary["tpot_p50_ms"], "{:,.2f} ms"),
+    )
+    for name, value, pattern in rows:
+        if value is not None:
+            print(f"  {say(name, lang)}: {pattern.format(value)}")
