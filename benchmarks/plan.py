@@ -21,7 +21,8 @@ class Plan:
 class Run:
     """One stretch of load on one URL: ``users``, or arrivals, until ``duration_s`` or ``requests``.
 
-    ``arrivals`` replaces the scenario's, as JSON.
+    ``arrivals`` replaces the scenario's, as JSON. Where more than ``max_in_flight`` requests of an open loop would wait
+    for an answer, the run ends early and says ``overflowed``.
     """
 
     run: int
@@ -35,3 +36,4 @@ class Run:
     duration_s: float | None = None
     requests: int | None = None
     arrivals: str | None = None
+    max_in_flight: int | None = None
