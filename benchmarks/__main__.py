@@ -14,6 +14,8 @@ from runconfig import ConfigError
 VERBS = {
     "run": ("benchmarks.measure", "measure one server under one load"),
     "compare": ("benchmarks.compare", "compare two servers by interleaved pairs of runs"),
+    "worker": ("benchmarks.workers", "send load for a benchmark that runs on another host"),
+    "trace": ("benchmarks.traces", "make a trace, to be replayed, from the model server's log"),
     "report": ("benchmarks.report", "write the HTML of a results folder again"),
 }
 

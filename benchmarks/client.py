@@ -16,39 +16,44 @@ from __future__ import annotations
 # ruff: noqa: I001
 from locust import FastHttpUser, constant, task  # first: it patches what the rest imports
 
+import contextlib
+import itertools
 import json
 import os
 import random
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
 import gevent
 import gevent.fileobject
 import gevent.pool
 import gevent.queue
-from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPResponse
 from geventhttpclient.url import URL
 from locust.env import Environment
 from locust.exception import StopUser
 
 from benchmarks.calls import Call, calls_of, order_of_calls
 from benchmarks.config import Scenario
-from benchmarks.dialects import PATHS, AnswerError, describe_failure, read_body, read_stream, request_body
+from benchmarks.dialects import APIS, AnswerError, CountTokens, describe_failure, read_body, read_stream, request_body
 from benchmarks.plan import Plan, Run
 from benchmarks.records import Record
-from benchmarks.arrivals import Arrivals, schedule
+from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
 
 READ_BYTES = 65536
 LAG_TICK_S = 0.01
-AFTER_DONE_S = 1.0  # a server that keeps the connection after [DONE] is left; its stream was complete
+AFTER_END_S = 0.1  # a server that keeps the connection after its end mark is left; its stream was complete
+MAX_REDIRECTS = 3
 PAUSE_AFTER_ERROR_S = 0.1  # a closed loop would otherwise spin on a server that refuses
 
 
@@ -56,27 +61,43 @@ class _TookTooLongError(gevent.Timeout):  # type: ignore[misc]
     """``timeout_s`` passed."""
 
 
+class _SilentCloseError(OSError):
+    """The connection ended before the first byte of an answer."""
+
+
+def _nowhere(_line: bytes) -> None:
+    raise AssertionError("the run has not begun")
+
+
 @dataclass
 class Load:
-    """A run under way."""
+    """A run under way; with several workers, the part of it that this one does.
+
+    ``share`` is (which worker, of how many): it does requests ``which``, ``which + of``, ...
+    """
 
     plan: Plan
     run: Run
     scenario: Scenario
     calls: Sequence[Call]
     bodies: Sequence[bytes]
-    headers: dict[str, str]
-    journal: TextIO
-    deadline: float
+    head: bytes
+    """Header lines that all requests share."""
     order: Iterator[int]
+    timetable: Schedule | None
+    count: CountTokens | None
+    share: tuple[int, int]
+    write: Callable[[bytes], object] = _nowhere
+    deadline: float = float("inf")
     queue: gevent.queue.Queue = field(default_factory=gevent.queue.Queue)
     started: int = 0
     ended: int = 0
     failed: int = 0
     busy: int = 0
-    peak_busy: int = 0
     stopping: bool = False
     lateness: list[float] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """From sending to the end of each request."""
 
     @property
     def over(self) -> bool:
@@ -86,16 +107,25 @@ class Load:
             or time.perf_counter() >= self.deadline
         )
 
-    def next_due(self) -> float:
-        """The moment the next request is due, perf_counter seconds; ends the user when none is."""
+    def next_due(self) -> Due:
+        """The next request; ends the user when there is none."""
         if self.run.users is None:
-            due: float | None = self.queue.get()
+            due: Due | None = self.queue.get()
             if due is None:
                 raise StopUser
             return due
         if self.over:
             raise StopUser
-        return time.perf_counter()
+        return Due(time.perf_counter(), next(self.order))
+
+
+class Due(NamedTuple):
+    """When a request is due (perf_counter) and which call it carries; 0: max_tokens and length are the usual ones."""
+
+    at: float
+    call: int
+    max_tokens: int = 0
+    characters: int = 0
 
 
 class Caller(FastHttpUser):  # type: ignore[misc]
@@ -109,38 +139,50 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         # The whole request has one limit, timeout_s; the socket's own must not be first.
         self.network_timeout = self.connection_timeout = 2 * load.scenario.timeout_s
         super().__init__(environment)
-        self.load, self.number = load, number
-        self.url = URL(load.run.url)
-        self.path = urlsplit(load.run.url).path.rstrip("/") + PATHS[load.scenario.dialect]
+        which, of = load.share
+        self.load, self.number = load, which + of * number
+        self.api = APIS[load.scenario.dialect]
+        self.path = (urlsplit(load.run.url).path.rstrip("/") + self.api.path).encode()
+        self.pool = self.client.client.clientpool.get_client(URL(load.run.url))._connection_pool  # noqa: SLF001
+        self.pool.after_connect = self._connected
+        self.connected_at: float | None = None
+
+    def _connected(self, connection: socket.socket) -> None:
+        self.connected_at = time.perf_counter()
+        # Nagle would hold back the end of a body longer than a segment until the server acknowledges.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @task  # type: ignore[untyped-decorator]
     def call(self) -> None:
         load = self.load
         due = load.next_due()
-        at = next(load.order)
-        call = load.calls[at]
-        origin = load.plan.origin
+        call = load.calls[due.call]
+        which, of = load.share
         record = Record(
             run=load.run.run,
             arm=load.run.arm,
             pair=load.run.pair,
             phase=load.run.phase,
-            number=load.started,
+            number=which + of * load.started,
             user=self.number,
             call=call.id,
             label=call.label,
-            scheduled_s=due - origin,
+            scheduled_s=due.at - load.plan.origin,
         )
+        body = load.bodies[due.call]
+        if due.max_tokens or due.characters:
+            fit = replace(call, text=fitted(call.text, due.characters)) if due.characters else call
+            body = request_body(load.scenario, fit, load.run.model, due.max_tokens or None)
         load.started += 1
         load.busy += 1
-        load.peak_busy = max(load.peak_busy, load.busy)
         try:
-            self._send(load.bodies[at], record)
+            self._send(body, record)
         finally:
             load.busy -= 1
         load.lateness.append(record.sent_s - record.scheduled_s)
+        load.spans.append((record.sent_s, record.end_s))
         load.ended += 1
-        load.journal.write(record.to_json() + "\n")
+        load.write(record.to_json())
         if record.error is not None:
             load.failed += 1
             if load.run.users is not None:
@@ -156,62 +198,121 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             with _TookTooLongError(load.scenario.timeout_s):
                 self._exchange(body, record)
         except _TookTooLongError:
-            self._disconnect()
             record.error, record.error_detail = "timeout", f"longer than {load.scenario.timeout_s:g} s"
         except AnswerError as error:
             record.error, record.error_detail = error.kind, error.detail
         except TimeoutError as error:
-            self._disconnect()
             record.error, record.error_detail = "timeout", str(error) or "the connection timed out"
         except (OSError, HTTPParseError) as error:
-            self._disconnect()
-            connected = record.first_byte_s is not None or isinstance(error, (HTTPParseError, ConnectionResetError))
-            record.error = "reset" if connected else "connect"
+            reached = self.connected_at is not None or record.first_byte_s is not None
+            record.error = "reset" if reached else "connect"
             record.error_detail = str(error) or type(error).__name__
         if record.end_s == 0.0 or record.error is not None:
             record.end_s = time.perf_counter() - origin
 
     def _exchange(self, body: bytes, record: Record) -> None:
-        load = self.load
-        origin = load.plan.origin
-        http = self.client.client.clientpool.get_client(self.url)
-        # Nagle would hold back the end of a body longer than a segment until the server acknowledges.
-        http._connection_pool.after_connect = _send_at_once  # noqa: SLF001
-        response = http.request("POST", self.path, body=body, headers=load.headers)
-        record.first_byte_s = time.perf_counter() - origin
-        record.status = response.get_code()
-        try:
-            if record.status != 200:
-                raise AnswerError("http_status", f"{record.status}: {describe_failure(response.read())}")
-            if load.scenario.dialect == "chat_stream":
-                self._read_stream(response, record)
-            else:
-                data = _read_whole(response)
-                record.end_s = time.perf_counter() - origin
-                record.bytes = len(data)
-                read_body(load.scenario.dialect, data, record)
-        finally:
-            response.release()
+        """One request and its answer, wherever it is redirected to on this server."""
+        path = self.path
+        for _ in range(1 + MAX_REDIRECTS):
+            head = b"POST %s HTTP/1.1\r\n%sContent-Length: %d\r\n\r\n" % (path, self.load.head, len(body))
+            location = self._attempt(head + body, record)
+            if location is None:
+                return
+            there = urljoin(self.load.run.url, location)
+            if urlsplit(there)[:2] != urlsplit(self.load.run.url)[:2]:
+                raise AnswerError("http_status", f"{record.status}: it is at {there}: give that URL")
+            path = urlsplit(there)._replace(scheme="", netloc="", fragment="").geturl().encode()
+        raise AnswerError("http_status", f"{record.status}: redirected more than {MAX_REDIRECTS} times")
 
-    def _read_stream(self, response: Any, record: Record) -> None:
+    def _attempt(self, request: bytes, record: Record) -> str | None:
+        """Send ``request``; where to send it instead, if somewhere else.
+
+        A server may close a connection that has been idle at the moment in which it is used again: then nothing of
+        the request was answered, and it goes out once more on a new one, as every browser does (RFC 9112, 9.3.1).
+        """
+        while True:
+            self.connected_at = None
+            connection = self.pool.get_socket()
+            keep = False
+            try:
+                if self.connected_at is not None:
+                    record.connected_s = self.connected_at - self.load.plan.origin
+                response = self._begin(connection, request, record)
+                location = self._read(connection, response, record)
+                keep = not response.should_close()
+                return location
+            except _SilentCloseError:
+                if self.connected_at is not None:
+                    raise
+            finally:
+                (self.pool.return_socket if keep else self.pool.release_socket)(connection)
+
+    def _begin(self, connection: socket.socket, request: bytes, record: Record) -> HTTPResponse:
+        """Send, and read until the headers of the answer are there, interim answers (1xx) passed over."""
+        origin = self.load.plan.origin
+        broken: OSError | None = None
+        try:
+            connection.sendall(request)
+        except OSError as error:
+            broken = error  # a server that has refused already answers before it closes
+        response = HTTPResponse("POST")
+        while not response.headers_complete or response.get_code() < 200:
+            try:
+                data = connection.recv(READ_BYTES)
+            except ConnectionError as error:
+                broken, data = error, b""
+            if not data and record.first_byte_s is None:
+                raise _SilentCloseError(str(broken or "the server closed the connection without an answer"))
+            if record.first_byte_s is None:
+                record.first_byte_s = time.perf_counter() - origin
+            response.feed(data)
+            if not data and not response.headers_complete:
+                raise HTTPConnectionClosed("the connection was closed in the headers")
+        record.status = response.get_code()
+        return response
+
+    def _read(self, connection: socket.socket, response: HTTPResponse, record: Record) -> str | None:
+        load = self.load
+        if record.status in {307, 308} and isinstance(location := response.get("location"), str):
+            _read_whole(connection, response)
+            return location
+        if record.status != 200:
+            raise AnswerError("http_status", f"{record.status}: {describe_failure(_read_whole(connection, response))}")
+        kind = str(response.get("content-type") or "").lower()
+        if self.api.delta is None:
+            data = _read_whole(connection, response)
+            record.end_s = time.perf_counter() - load.plan.origin
+            record.bytes = len(data)
+            read_body(load.scenario.dialect, data, record, keep_text=load.scenario.keep_texts)
+        elif "html" in kind or ("json" in kind and self.api.reader is EventReader):
+            data = _read_whole(connection, response)
+            is_error = "json" in kind and data.lstrip().startswith(b'{"error"')
+            raise AnswerError(
+                "error_event" if is_error else "malformed",
+                f"expected a stream of events, got {kind!r}: {describe_failure(data)}",
+            )
+        else:
+            self._read_stream(connection, response, record)
+        return None
+
+    def _read_stream(self, connection: socket.socket, response: HTTPResponse, record: Record) -> None:
         """Read events as they arrive. Parsing JSON waits until the stream has ended: it would delay the clock."""
         origin = self.load.plan.origin
-        kind = response.get("content-type") or ""
-        if "text/event-stream" not in kind:
-            raise AnswerError(
-                "malformed", f"expected text/event-stream, got {kind!r}: {describe_failure(response.read())}"
-            )
-        reader = EventReader()
+        reader = self.api.reader()
+        ended = self.api.end.search
         broken: Exception | None = None
-        patience = gevent.Timeout(AFTER_DONE_S)
+        seen = 0
+        patience = gevent.Timeout(AFTER_END_S)
         try:
-            for data in _arriving(response):
+            for data in _arriving(connection, response):
                 reader.feed(data, time.perf_counter() - origin)
                 record.bytes += len(data)
-                if reader.events and reader.events[-1].data == b"[DONE]":
-                    # To the last chunk: a connection closed before it is lost for the next request.
-                    patience.start()
-        except (OSError, HTTPParseError) as error:
+                if len(reader.events) > seen:
+                    seen = len(reader.events)
+                    if not patience.pending and ended(reader.events[-1].data):
+                        # To the last chunk: a connection closed before it is lost for the next request.
+                        patience.start()
+        except (OSError, HTTPParseError, zlib.error) as error:
             broken = error
         except gevent.Timeout as timeout:
             if timeout is not patience:
@@ -219,82 +320,108 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         finally:
             patience.close()
         reader.close(time.perf_counter() - origin)
+        scenario = self.load.scenario
         try:
-            read_stream(reader.events, record)
+            read_stream(scenario.dialect, reader.events, record, self.load.count, keep_text=scenario.keep_texts)
         except AnswerError as error:
-            if broken is not None and error.kind == "truncated":
+            if broken is not None and error.kind in {"truncated", "malformed"}:
                 raise AnswerError("truncated", f"{error.detail}; the connection broke: {broken}") from broken
             raise
 
-    def _disconnect(self) -> None:
-        self.client.client.clientpool.close()
 
-
-def _send_at_once(connection: socket.socket) -> None:
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _read_whole(response: Any) -> bytes:
+def _read_whole(connection: socket.socket, response: HTTPResponse) -> bytes:
     try:
-        data: bytes = response.read()
-    except (OSError, HTTPParseError) as error:
+        return b"".join(_arriving(connection, response))
+    except (OSError, HTTPParseError, zlib.error) as error:
         raise AnswerError("truncated", f"the body ended early: {error}") from error
-    if not response.message_complete:
-        raise AnswerError("truncated", "the body ended early")
-    return data
 
 
-def _arriving(response: Any) -> Iterator[bytes]:
-    """The body, as each read from the socket gives it.
+def _arriving(connection: socket.socket, response: HTTPResponse) -> Iterator[bytes]:
+    """The body, as each read from the socket gives it, decompressed.
 
-    ``read(n)`` would wait for n bytes; this reads what is there, through the same parser.
+    ``HTTPSocketResponse.read(n)`` would wait for n bytes; this reads what is there, through the same parser.
     """
+    coding = str(response.get("content-encoding") or "identity").lower()
+    if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
+        raise AnswerError("malformed", f"content-encoding {coding!r} was not asked for and cannot be read")
+    unpack = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+    body: bytearray = response._body_buffer  # noqa: SLF001
     while True:
-        if response._body_buffer:  # noqa: SLF001
-            data = bytes(response._body_buffer)  # noqa: SLF001
-            del response._body_buffer[:]  # noqa: SLF001
+        if body:
+            data = bytes(body)
+            body.clear()
+            if unpack is not None:
+                data = unpack.decompress(data)
             yield data
         if response.message_complete:
             return
-        connection = response._sock  # noqa: SLF001
-        if connection is None:
-            raise HTTPConnectionClosed("connection closed")
         received = connection.recv(READ_BYTES)
         response.feed(received)
         if not received and not response.message_complete:
-            raise HTTPConnectionClosed("connection closed in the body")
+            raise HTTPConnectionClosed("the connection was closed in the body")
+
+
+def prepare(plan: Plan, run: Run, workload: Workload, share: tuple[int, int] = (0, 1)) -> Load:
+    """Everything of a run, or of one worker's share of it, that takes time and can be done before it begins."""
+    scenario = workload.scenario
+    which, of = share
+    order = order_of_calls(len(workload.calls), seed=plan.seed, pair=run.pair, shuffled=run.phase == "measure")
+    timetable = None
+    if run.users is None:
+        timetable = schedule(
+            scenario.arrivals if run.arrivals is None else Arrivals.model_validate_json(run.arrivals),
+            rate_per_s=run.rate_per_s,
+            duration_s=run.duration_s,
+            requests=run.requests,
+            seed=f"{plan.seed}/{run.pair}",
+            texts=[call.text for call in workload.calls],
+            tokenizer=scenario.tokenizer,
+        )
+    return Load(
+        plan=plan,
+        run=replace(run, requests=None if run.requests is None else len(range(which, run.requests, of))),
+        scenario=scenario,
+        calls=workload.calls,
+        bodies=workload.bodies(run.model),
+        head=_head(run.url, scenario),
+        order=itertools.islice(order, which, None, of),
+        timetable=timetable,
+        count=workload.count,
+        share=share,
+    )
 
 
 def execute(
-    plan: Plan, run: Run, scenario: Scenario, calls: Sequence[Call], journal: TextIO, control: Control
+    load: Load,
+    write: Callable[[bytes], object],
+    progress: Callable[[int, int], object],
+    begin: float | None = None,
 ) -> dict[str, Any]:
-    """Do one run and say how the generator itself was."""
+    """Do what was prepared and say how the generator itself was, for :func:`merge`.
+
+    Args:
+        write: Takes each record's line for the journal.
+        progress: Called a few times a second with the requests that ended and those that failed.
+        begin: perf_counter; None: at once.
+    """
+    run = load.run
     environment = Environment(user_classes=[Caller], host=run.url, catch_exceptions=False)
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    if scenario.api_key_env:
-        headers["Authorization"] = f"Bearer {os.environ.get(scenario.api_key_env, '')}"
-    bodies = [request_body(scenario, call, run.model) for call in calls]
-    gevent.get_hub().loop.update_now()
-    begin = time.perf_counter()
-    load = Load(
-        plan=plan,
-        run=run,
-        scenario=scenario,
-        calls=calls,
-        bodies=bodies,
-        headers=headers,
-        journal=journal,
-        deadline=float("inf") if run.duration_s is None else begin + run.duration_s,
-        order=order_of_calls(len(calls), seed=plan.seed, pair=run.pair, shuffled=run.phase == "measure"),
-    )
     Caller.host = run.url
-    control.load = load
+    load.write = write
+    gevent.get_hub().loop.update_now()
+    if begin is None:
+        begin = time.perf_counter()
+    else:
+        gevent.sleep(max(0.0, begin - time.perf_counter()))
+    if run.duration_s is not None:
+        load.deadline = begin + run.duration_s
     group = gevent.pool.Group()
     lags: list[float] = []
-    attendants = [gevent.spawn(_measure_lag, lags), gevent.spawn(_report_progress, load)]
+    attendants = [gevent.spawn(_measure_lag, lags), gevent.spawn(_report_progress, load, progress)]
     cpu = time.process_time()
     if run.users is not None:
-        users = run.users
+        which, of = load.share
+        users = len(range(which, run.users, of))
         for number in range(users):
             Caller(environment, load, number).start(group)
     else:
@@ -303,41 +430,114 @@ def execute(
     end = time.perf_counter()
     cpu = time.process_time() - cpu
     gevent.killall(attendants)
-    control.load = None
-    journal.flush()
     return {
         "run": run.run,
         "arm": run.arm,
         "pair": run.pair,
         "phase": run.phase,
-        "started_s": begin - plan.origin,
-        "ended_s": end - plan.origin,
+        "started_s": begin - load.plan.origin,
+        "ended_s": end - load.plan.origin,
         "users": users,
-        "peak_in_flight": load.peak_busy,
         "requests": load.ended,
         "failed": load.failed,
         "stopped": load.stopping,
         "client_cpu_share": cpu / max(end - begin, 1e-9),
-        "loop_lag_p50_s": percentile(lags, 50) if lags else None,
-        "loop_lag_p99_s": percentile(lags, 99) if lags else None,
-        "lateness_p99_s": percentile(load.lateness, 99) if load.lateness else None,
+        "lags_s": lags,
+        "lateness_s": load.lateness,
+        "spans_s": load.spans,
     }
+
+
+def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the workers of one run said, as if one generator had sent all of it.
+
+    Counts are summed; lateness and the number in flight are of all requests together; of CPU and loop lag the worst
+    worker's stands, because one that is unwell spoils its share of every percentile.
+    """
+    lateness = [value for part in parts for value in part["lateness_s"]]
+    return {
+        **{key: parts[0][key] for key in ("run", "arm", "pair", "phase")},
+        "started_s": min(part["started_s"] for part in parts),
+        "ended_s": max(part["ended_s"] for part in parts),
+        "users": sum(part["users"] for part in parts),
+        "peak_in_flight": _peak([span for part in parts for span in part["spans_s"]]),
+        "requests": sum(part["requests"] for part in parts),
+        "failed": sum(part["failed"] for part in parts),
+        "stopped": any(part["stopped"] for part in parts),
+        "client_cpu_share": max(part["client_cpu_share"] for part in parts),
+        "loop_lag_p50_s": max((percentile(part["lags_s"], 50) for part in parts if part["lags_s"]), default=None),
+        "loop_lag_p99_s": max((percentile(part["lags_s"], 99) for part in parts if part["lags_s"]), default=None),
+        "lateness_p99_s": percentile(lateness, 99) if lateness else None,
+        "workers": [
+            {"requests": part["requests"], "client_cpu_share": part["client_cpu_share"]}
+            | {"loop_lag_p50_s": percentile(part["lags_s"], 50) if part["lags_s"] else None}
+            for part in parts
+        ],
+    }
+
+
+def _peak(spans: Sequence[tuple[float, float]]) -> int:
+    """Most of ``spans`` (begin, end) that overlap; one that begins as another ends does not."""
+    highest = now = 0
+    for _, step in sorted([(end, -1) for _, end in spans] + [(begin, 1) for begin, _ in spans]):
+        now += step
+        highest = max(highest, now)
+    return highest
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is sent: the same for all runs of a benchmark, and for all workers."""
+
+    scenario: Scenario
+    calls: Sequence[Call]
+    count: CountTokens | None
+
+    @classmethod
+    def of(cls, scenario: Scenario, calls: Sequence[Call]) -> Workload:
+        return cls(scenario, calls, None if scenario.tokenizer is None else _counter(scenario.tokenizer))
+
+    @cache  # noqa: B019  it lives as long as the process
+    def bodies(self, model: str | None) -> Sequence[bytes]:
+        return [request_body(self.scenario, call, model) for call in self.calls]
+
+    __hash__ = object.__hash__
+
+
+def _counter(path: Path) -> CountTokens:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _head(url: str, scenario: Scenario) -> bytes:
+    lines = {
+        "Host": urlsplit(url).netloc,
+        "User-Agent": "qwen3-stack-benchmarks",
+        "Content-Type": "application/json",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+    }
+    if scenario.api_key_env:
+        lines["Authorization"] = f"Bearer {os.environ.get(scenario.api_key_env, '')}"
+    return "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1")
 
 
 def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, begin: float) -> int:
     """Hand out requests on their schedule; a user is added when all are busy, so that none waits for another."""
-    run = load.run
-    plan = schedule(
-        load.scenario.arrivals if run.arrivals is None else Arrivals.model_validate_json(run.arrivals),
-        rate_per_s=run.rate_per_s,
-        duration_s=run.duration_s,
-        requests=run.requests,
-        seed=f"{load.plan.seed}/{run.pair}",
-    )
+    table = load.timetable
+    assert table is not None
     users = 0
-    for offset in plan.offsets_s.tolist():
-        due = begin + offset
-        while not load.stopping and (left := due - time.perf_counter()) > 0:
+    which, of = load.share
+    for at in range(which, len(table.offsets_s), of):
+        due = Due(
+            begin + float(table.offsets_s[at]),
+            next(load.order) if table.calls is None else int(table.calls[at]),
+            0 if table.max_tokens is None else int(table.max_tokens[at]),
+            0 if table.characters is None else int(table.characters[at]),
+        )
+        while not load.stopping and (left := due.at - time.perf_counter()) > 0:
             gevent.sleep(left)
         if load.stopping:
             break
@@ -358,14 +558,13 @@ def _measure_lag(lags: list[float]) -> None:
         lags.append(max(0.0, time.perf_counter() - before - LAG_TICK_S))
 
 
-def _report_progress(load: Load) -> None:
+def _report_progress(load: Load, report: Callable[[int, int], object]) -> None:
     while True:
         gevent.sleep(0.25)
-        load.journal.flush()
-        _emit({"event": "progress", "requests": load.ended, "failed": load.failed})
+        report(load.ended, load.failed)
 
 
-def _emit(event: dict[str, Any]) -> None:
+def emit(event: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 
@@ -375,18 +574,19 @@ class Control:
 
     def __init__(self) -> None:
         self.load: Load | None = None
+        self.on_stop: Callable[[], object] = self._stop_load
         self.lines: gevent.queue.Queue = gevent.queue.Queue()
 
     def listen(self) -> None:
         for line in gevent.fileobject.FileObject(sys.stdin.buffer, "rb"):
             if line.strip() == b"stop":
-                self.stop()
+                self.on_stop()
             else:
                 self.lines.put(line)
-        self.stop()
+        self.on_stop()
         self.lines.put(None)
 
-    def stop(self) -> None:
+    def _stop_load(self) -> None:
         if self.load is not None:
             self.load.stopping = True
 
@@ -398,11 +598,38 @@ def main() -> None:
     plan = Plan(**json.loads(control.lines.get()))
     scenario = Scenario.model_validate_json(plan.scenario)
     calls = calls_of(scenario)
-    with Path(plan.journal).open("a", encoding="utf-8") as journal:
-        _emit({"event": "ready", "pid": os.getpid()})
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(Path(plan.journal).open("ab"))
+
+        def write(line: bytes) -> None:
+            journal.write(line + b"\n")
+
+        def progress(ended: int, failed: int) -> None:
+            journal.flush()
+            emit({"event": "progress", "requests": ended, "failed": failed})
+
+        perform: Callable[[Run], dict[str, Any]]
+        if scenario.workers + scenario.remote_workers > 1:
+            from benchmarks.workers import Crew
+
+            crew = stack.enter_context(Crew(plan, scenario, calls, write, progress))
+            control.on_stop = crew.stop
+            perform = crew.run
+        else:
+            workload = Workload.of(scenario, calls)
+
+            def perform(run: Run) -> dict[str, Any]:
+                control.load = prepare(plan, run, workload)
+                try:
+                    return merge([execute(control.load, write, progress)])
+                finally:
+                    control.load = None
+
+        emit({"event": "ready", "pid": os.getpid()})
         while (line := control.lines.get()) is not None:
-            run = Run(**json.loads(line))
-            _emit({"event": "done", **execute(plan, run, scenario, calls, journal, control)})
+            found = perform(Run(**json.loads(line)))
+            journal.flush()
+            emit({"event": "done", **found})
 
 
 if __name__ == "__main__":

@@ -77,6 +77,15 @@ class ClientLimits(RunConfig):
     """Between the scheduled and the real moment of sending, at a constant rate, milliseconds."""
 
 
+class Cost(RunConfig):
+    """What the machine that serves costs."""
+
+    per_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of one hour of the server's machine; null: no price is stated."""
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
+    """Of ``per_hour``, three letters (ISO 4217)."""
+
+
 class Scenario(RunConfig):
     """What is sent to which URL, how fast, for how long."""
 
@@ -96,6 +105,16 @@ class Scenario(RunConfig):
     """Process id of the server at ``url``: its CPU and memory are sampled, with its children's."""
     a_pid: int | None = None
     b_pid: int | None = None
+    cgroup: str | None = None
+    """Control group of the server at ``url``, such as /system.slice/qwen3.service; null takes the group that ``pid``
+    has for itself, else the process and its children."""
+    a_cgroup: str | None = None
+    b_cgroup: str | None = None
+    metrics_url: str | None = None
+    """Prometheus metrics of the server at ``url``; null tries /metrics there."""
+    a_metrics_url: str | None = None
+    b_metrics_url: str | None = None
+    cost: Cost = Cost()
     model: str | None = None
     """Name of the model in OpenAI requests; null asks GET /v1/models for the first."""
     calls: Path | None = None
@@ -119,7 +138,12 @@ class Scenario(RunConfig):
     arrivals: Arrivals = Arrivals()
     """Open loop: how the requests are spread over time."""
     workers: Annotated[int, Field(gt=0, le=64)] = 1
-    """Load generator processes; each is one thread."""
+    """Load generator processes on this machine; each is one thread."""
+    remote_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """So many more are waited for on other hosts: ``python -m benchmarks worker master=HOST:PORT`` there."""
+    workers_listen: str = "127.0.0.1:0"
+    """Where workers find the master: HOST:PORT, port 0 takes any. It asks for no key: open it only to networks that you
+    trust."""
     duration_s: Annotated[float, Field(gt=0)] | None = None
     """A run ends after so many seconds ..."""
     requests: Annotated[int, Field(gt=0)] | None = None
@@ -151,18 +175,9 @@ class Scenario(RunConfig):
 
     @model_validator(mode="after")
     def _one_arrival_and_an_end(self) -> Scenario:
-        timed = self.arrivals.sets_its_own_rate
-        if timed:
-            if self.users is not None or self.rate_per_s is not None:
-                raise ValueError(
-                    f"arrivals.pattern={self.arrivals.pattern} needs users and rate_per_s null"
-                )
-        elif (self.users is None) == (self.rate_per_s is None):
-            raise ValueError(
-                "set exactly one of users (closed loop) and rate_per_s (open loop); the other: null"
-            )
-        if self.duration_s is None and self.requests is None and not timed:
-            raise ValueError("set duration_s, requests, or both: a run must end")
+        self.arrivals.check(
+            users=self.users, rate_per_s=self.rate_per_s, duration_s=self.duration_s, requests=self.requests
+        )
         if (self.calls is None) == (not self.texts):
             raise ValueError("set exactly one of calls (a JSONL file) and texts (a list of prompts)")
         return self

@@ -6,9 +6,11 @@ all processes of a machine share), so that records, system samples and runs lie 
 
 from __future__ import annotations
 
-import json
+import builtins
 from dataclasses import dataclass, field, fields
 from typing import Literal
+
+import msgspec
 
 Arm = Literal["a", "b"]
 Phase = Literal["probe", "warmup", "measure"]
@@ -81,8 +83,10 @@ class Record:
     event_times_s: list[float] = field(default_factory=list)
     """When each event with text arrived."""
 
-    def to_json(self) -> str:
-        return json.dumps({name: getattr(self, name) for name in COLUMNS}, ensure_ascii=False)
+    def to_json(self) -> builtins.bytes:
+        """One line of the journal, without its end."""
+        return _encoder.encode(self)
 
 
+_encoder = msgspec.json.Encoder()
 COLUMNS = tuple(item.name for item in fields(Record))

@@ -1,12 +1,11 @@
-"""Server-sent events, read as bytes arrive."""
+"""Events of a stream, read as bytes arrive: server-sent events and newline-delimited JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """``at`` is when its last ``data`` line was complete: seconds, the caller's clock."""
 
     at: float
@@ -14,13 +13,26 @@ class Event:
     type: bytes = b"message"
 
 
+class Reader(Protocol):
+    """Bytes in, events out."""
+
+    events: list[Event]
+
+    def feed(self, data: bytes, at: float) -> None:
+        """Read what arrived ``at`` this moment."""
+
+    def close(self, at: float) -> None:
+        """The body ended."""
+
+
 class EventReader:
     r"""Turns bytes into events, as the HTML standard's parser does.
 
     Lines end with \n, \r\n or \r, also where a network read cuts \r\n in two; a space after the colon is
     optional; lines that start with a colon are comments; several ``data`` lines make one event; an event
-    ends at an empty line. One deviation: what stands unterminated at the end of the body counts, because
-    servers omit the last empty line after ``[DONE]``.
+    ends at an empty line. Two deviations: what stands unterminated at the end of the body counts, because
+    servers omit the last empty line after ``[DONE]``; and a line ``error: ...`` is an event of type error, because
+    llama.cpp reports errors so.
 
     Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
     """
@@ -38,13 +50,12 @@ class EventReader:
         self._start = True
 
     def feed(self, data: bytes, at: float) -> None:
-        """Read what arrived ``at`` this moment."""
         if self._after_cr and data[:1] == b"\n":
             data = data[1:]
         if not data:
             return
         self._after_cr = data[-1:] == b"\r"
-        text = self._tail + data
+        text = self._tail + data if self._tail else data
         if self._start and len(text) >= 3:
             text, self._start = text.removeprefix(b"\xef\xbb\xbf"), False
         if b"\r" in text:
@@ -54,7 +65,6 @@ class EventReader:
             self._line(line, at)
 
     def close(self, at: float) -> None:
-        """The body ended."""
         if self._tail:
             self._line(self._tail, at)
             self._tail = b""
@@ -71,10 +81,33 @@ class EventReader:
             self._at = at
         elif field == b"event":
             self._type = value
+        elif field == b"error":
+            self.events.append(Event(at, value, b"error"))
         elif not field:
             self.comments += 1
 
     def _dispatch(self) -> None:
         if self._data:
-            self.events.append(Event(self._at, b"\n".join(self._data), self._type or b"message"))
-        self._data, self._type = [], b""
+            data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+            self.events.append(Event(self._at, data, self._type or b"message"))
+            self._data = []
+        self._type = b""
+
+
+class LineReader:
+    """Newline-delimited JSON: an event per line that is not blank."""
+
+    __slots__ = ("_tail", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._tail = b""
+
+    def feed(self, data: bytes, at: float) -> None:
+        *lines, self._tail = (self._tail + data).split(b"\n")
+        self.events += [Event(at, line) for line in lines if line.strip()]
+
+    def close(self, at: float) -> None:
+        if self._tail.strip():
+            self.events.append(Event(at, self._tail))
+        self._tail = b""

@@ -68,12 +68,14 @@ def test_time_per_token_does_not_depend_on_how_tokens_are_packed(stream, mode):
     assert records["tpot_s"].median() == pytest.approx(0.005, rel=0.1)
 
 
-def test_the_tokens_of_the_first_event_are_known_where_the_server_counts_them(stream):
+def test_the_tokens_of_the_first_event_are_the_servers_count_or_follow_from_the_characters(stream):
     counted, *_ = stream("usage_each+several")
     uncounted, *_ = stream("several")
+    unknown, *_ = stream("several+no_usage")
 
     assert set(counted["tokens_first_event"]) == {4}
-    assert uncounted["tokens_first_event"].isna().all()
+    assert set(uncounted["tokens_first_event"]) == {4}
+    assert unknown["tokens_first_event"].isna().all()
 
 
 def test_reasoning_is_the_first_token_and_not_the_first_content(stream):

@@ -29,7 +29,7 @@ def write_folder(folder, records, version=RESULTS_VERSION):
 
 def test_what_stands_before_a_break_in_the_journal_is_kept(tmp_path):
     path = tmp_path / "requests.jsonl"
-    lines = [record(number=n).to_json() for n in range(3)]
+    lines = [record(number=n).to_json().decode() for n in range(3)]
     path.write_text("\n".join(lines) + "\n" + lines[0][:40], encoding="utf-8")
 
     found, whole = read_journal(path)
