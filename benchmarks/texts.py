@@ -30,6 +30,94 @@ TEXTS: dict[str, dict[Language, str]] = {
     "meaning_run_valid": {"en": "The run is valid; no objective was set.", "zh": "测试有效；未设目标。"},
     "meaning_run_FAIL": {"en": "The objective was missed.", "zh": "未达到目标。"},
     "meaning_run_NO VERDICT": {"en": "The run was not finished.", "zh": "测试未完成。"},
+    # stress and capacity
+    "meaning_stress_PASS": {"en": "The limit of the server is known.", "zh": "已找到服务器的极限。"},
+    "meaning_stress_FAIL": {"en": "It broke below what it must hold.", "zh": "在要求的负载之下就已失守。"},
+    "meaning_stress_NO VERDICT": {"en": "The test was not finished.", "zh": "测试未完成。"},
+    "stress_broke": {
+        "en": "At {load} it broke: {what}.",
+        "zh": "在 {load} 时失守：{what}。",
+    },
+    "stress_held": {
+        "en": "The objective was kept up to {load}, the most that was tried.",
+        "zh": "直到尝试过的最大负载 {load}，目标都得到满足。",
+    },
+    "stress_held_before": {"en": "It was kept at {load}.", "zh": "在 {load} 时仍满足目标。"},
+    "stress_knee_users": {
+        "en": "Knee: {users:.1f} users. With fewer it has room, with more they queue: {qps:.1f} requests per second "
+        "is the most it did, and a request alone takes {latency_ms:.0f} ms.",
+        "zh": "拐点：{users:.1f} 个用户。少于此数仍有余量，多于此数开始排队：最多每秒 {qps:.1f} 个请求，"
+        "单个请求需 {latency_ms:.0f} 毫秒。",
+    },
+    "stress_knee_rate_per_s": {
+        "en": "Knee: {rate_per_s:.1f} requests per second, the most it did; then {users:.1f} are in work at once.",
+        "zh": "拐点：每秒 {rate_per_s:.1f} 个请求，为其最大处理量；此时同时处理 {users:.1f} 个。",
+    },
+    "stress_knee_beyond": {
+        "en": "No knee: throughput still grew with the load. Raise maximum.",
+        "zh": "未见拐点：吞吐量仍随负载增长。请提高 maximum。",
+    },
+    "stress_knee_before": {
+        "en": "No knee: the first step was at the limit already. Begin lower.",
+        "zh": "未见拐点：第一步就已达到极限。请从更低的负载开始。",
+    },
+    "stress_client": {
+        "en": "At {load} the load generator was the limit, not the server: {reason}.",
+        "zh": "在 {load} 时，极限是负载生成器而不是服务器：{reason}。",
+    },
+    "load_users": {"en": "{value:g} users", "zh": "{value:g} 个用户"},
+    "load_rate_per_s": {"en": "{value:.4g} requests per second", "zh": "每秒 {value:.4g} 个请求"},
+    "broke_errors": {
+        "en": "{failed} of {total} requests failed, at most {limit:.1%} may ({errors})",
+        "zh": "{total} 个请求中 {failed} 个失败，最多允许 {limit:.1%}（{errors}）",
+    },
+    "broke_latency": {
+        "en": "{share:.0%} of the answers took longer than {limit:g} ms, at most 5 % may",
+        "zh": "{share:.0%} 的回答超过 {limit:g} 毫秒，最多允许 5 %",
+    },
+    "broke_ttft": {
+        "en": "{share:.0%} of the first tokens took longer than {limit:g} ms, at most 5 % may",
+        "zh": "{share:.0%} 的首 token 超过 {limit:g} 毫秒，最多允许 5 %",
+    },
+    "broke_avg": {
+        "en": "the average latency was {value:.0f} ms, at most {limit:g} is allowed",
+        "zh": "平均延迟 {value:.0f} 毫秒，上限 {limit:g}",
+    },
+    "broke_queue": {
+        "en": "{limit} requests waited for an answer (max_in_flight)",
+        "zh": "有 {limit} 个请求在等待回答（max_in_flight）",
+    },
+    "meaning_capacity_PASS": {"en": "The capacity is known.", "zh": "已得出容量。"},
+    "meaning_capacity_FAIL": {"en": "The server holds less than was asked.", "zh": "服务器的容量低于要求。"},
+    "meaning_capacity_NO VERDICT": {
+        "en": "The search was not finished: allow more max_probes.",
+        "zh": "搜索未完成：请增大 max_probes。",
+    },
+    "capacity_between": {
+        "en": "Capacity: {kept:.4g} requests per second were kept, {broken:.4g} were not "
+        "({target:.0%} within {limits}; {probes} probes).",
+        "zh": "容量：每秒 {kept:.4g} 个请求满足目标，{broken:.4g} 个不满足（{target:.0%} 在 {limits} 之内；"
+        "{probes} 次探测）。",
+    },
+    "capacity_above": {
+        "en": "Capacity: at least {kept:.4g} requests per second ({target:.0%} within {limits}; {probes} probes).",
+        "zh": "容量：至少每秒 {kept:.4g} 个请求（{target:.0%} 在 {limits} 之内；{probes} 次探测）。",
+    },
+    "capacity_below": {
+        "en": "Capacity: less than {broken:.4g} requests per second ({target:.0%} within {limits}; {probes} probes).",
+        "zh": "容量：低于每秒 {broken:.4g} 个请求（{target:.0%} 在 {limits} 之内；{probes} 次探测）。",
+    },
+    "capacity_alone": {
+        "en": "One user alone does not keep {limits}: {goodput:.0%} of its requests do, the median takes "
+        "{latency_ms:.0f} ms.",
+        "zh": "单个用户就不能满足 {limits}：只有 {goodput:.0%} 的请求满足，中位数为 {latency_ms:.0f} 毫秒。",
+    },
+    "capacity_client": {
+        "en": "At {rate:.4g} requests per second the load generator was the limit, not the server: {reason}",
+        "zh": "在每秒 {rate:.4g} 个请求时，极限是负载生成器而不是服务器：{reason}",
+    },
+    "title_stress": {"en": "Stress test", "zh": "压力测试"},
+    "title_capacity": {"en": "How much can it take?", "zh": "它能承受多少？"},
     # findings
     "speed_faster": {
         "en": "Speed: B is faster, {gain:.3f} times A by {metric} "
@@ -259,6 +347,9 @@ def say(key: str, lang: Language, **values: Any) -> str:
 def say_meaning(summary: Mapping[str, Any], lang: Language) -> str:
     """What a verdict means, for a run or a comparison."""
     verdict = summary["verdict"]
+    own = f"meaning_{summary['kind']}_{verdict}"
+    if summary["kind"] != "run" and own in TEXTS:
+        return say(own, lang)
     if summary["kind"] == "compare" or verdict == "INVALID":
         return say(f"meaning_{verdict}", lang)
     return say(
