@@ -19,6 +19,7 @@ from locust import FastHttpUser, constant, task  # first: it patches what the re
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import socket
@@ -95,6 +96,7 @@ class Load:
     failed: int = 0
     busy: int = 0
     stopping: bool = False
+    overflowed: bool = False
     lateness: list[float] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
     """From sending to the end of each request."""
@@ -441,6 +443,7 @@ def execute(
         "requests": load.ended,
         "failed": load.failed,
         "stopped": load.stopping,
+        "overflowed": load.overflowed,
         "client_cpu_share": cpu / max(end - begin, 1e-9),
         "lags_s": lags,
         "lateness_s": load.lateness,
@@ -464,6 +467,7 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "requests": sum(part["requests"] for part in parts),
         "failed": sum(part["failed"] for part in parts),
         "stopped": any(part["stopped"] for part in parts),
+        "overflowed": any(part["overflowed"] for part in parts),
         "client_cpu_share": max(part["client_cpu_share"] for part in parts),
         "loop_lag_p50_s": max((percentile(part["lags_s"], 50) for part in parts if part["lags_s"]), default=None),
         "loop_lag_p99_s": max((percentile(part["lags_s"], 99) for part in parts if part["lags_s"]), default=None),
@@ -526,7 +530,7 @@ def _head(url: str, scenario: Scenario) -> bytes:
 
 def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, begin: float) -> int:
     """Hand out requests on their schedule; a user is added when all are busy, so that none waits for another."""
-    table = load.timetable
+    table, run = load.timetable, load.run
     assert table is not None
     users = 0
     which, of = load.share
@@ -541,8 +545,11 @@ def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, be
             gevent.sleep(left)
         if load.stopping:
             break
-        waiting = users - load.busy - load.queue.qsize()
-        if waiting <= 0:
+        unanswered = load.busy + load.queue.qsize()
+        if run.max_in_flight is not None and unanswered >= math.ceil(run.max_in_flight / of):
+            load.stopping = load.overflowed = True
+            break
+        if users <= unanswered:
             Caller(environment, load, users).start(group)
             users += 1
         load.queue.put(due)
