@@ -37,6 +37,7 @@ import gevent
 import gevent.fileobject
 import gevent.pool
 import gevent.queue
+import gevent.ssl
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPResponse
 from geventhttpclient.url import URL
 from locust.env import Environment
@@ -47,12 +48,14 @@ from benchmarks.config import Scenario
 from benchmarks.dialects import APIS, AnswerError, CountTokens, describe_failure, read_body, read_stream, request_body
 from benchmarks.plan import Plan, Run
 from benchmarks.records import Record
+from benchmarks.alarm import Alarm
 from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
 
 READ_BYTES = 65536
 LAG_TICK_S = 0.01
+LOOK_UP_S = 0.5  # the dispatcher sees a stop in a pause of its schedule after so long
 AFTER_END_S = 0.1  # a server that keeps the connection after its end mark is left; its stream was complete
 MAX_REDIRECTS = 3
 PAUSE_AFTER_ERROR_S = 0.1  # a closed loop would otherwise spin on a server that refuses
@@ -151,6 +154,8 @@ class Caller(FastHttpUser):  # type: ignore[misc]
 
     def _connected(self, connection: socket.socket) -> None:
         self.connected_at = time.perf_counter()
+        # timeout_s holds for the request as a whole; one for each read would start a timer with each event.
+        self.pool.network_timeout = None
         # Nagle would hold back the end of a body longer than a segment until the server acknowledges.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -260,7 +265,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         response = HTTPResponse("POST")
         while not response.headers_complete or response.get_code() < 200:
             try:
-                data = connection.recv(READ_BYTES)
+                data = _receive(connection)
             except ConnectionError as error:
                 broken, data = error, b""
             if not data and record.first_byte_s is None:
@@ -338,6 +343,20 @@ def _read_whole(connection: socket.socket, response: HTTPResponse) -> bytes:
         raise AnswerError("truncated", f"the body ended early: {error}") from error
 
 
+def _receive(connection: Any) -> bytes:
+    """What the next read gives; b"" at the end.
+
+    gevent's own ``recv`` tries to read before it waits, which between two tokens of a stream fails each time (with an
+    exception, a fifth of the CPU per event).
+    """
+    if isinstance(connection, gevent.ssl.SSLSocket):  # may hold decrypted bytes that the kernel knows nothing of
+        return bytes(connection.recv(READ_BYTES))
+    while True:
+        gevent.get_hub().wait(connection._read_event)  # noqa: SLF001
+        with contextlib.suppress(BlockingIOError):
+            return bytes(connection._sock.recv(READ_BYTES))  # noqa: SLF001
+
+
 def _arriving(connection: socket.socket, response: HTTPResponse) -> Iterator[bytes]:
     """The body, as each read from the socket gives it, decompressed.
 
@@ -357,7 +376,7 @@ def _arriving(connection: socket.socket, response: HTTPResponse) -> Iterator[byt
             yield data
         if response.message_complete:
             return
-        received = connection.recv(READ_BYTES)
+        received = _receive(connection)
         response.feed(received)
         if not received and not response.message_complete:
             raise HTTPConnectionClosed("the connection was closed in the body")
@@ -427,7 +446,8 @@ def execute(
         for number in range(users):
             Caller(environment, load, number).start(group)
     else:
-        users = _dispatch(environment, load, group, begin)
+        with Alarm() as alarm:
+            users = _dispatch(environment, load, group, begin, alarm)
     group.join(raise_error=True)
     end = time.perf_counter()
     cpu = time.process_time() - cpu
@@ -528,7 +548,7 @@ def _head(url: str, scenario: Scenario) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1")
 
 
-def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, begin: float) -> int:
+def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, begin: float, alarm: Alarm) -> int:
     """Hand out requests on their schedule; a user is added when all are busy, so that none waits for another."""
     table, run = load.timetable, load.run
     assert table is not None
@@ -541,8 +561,8 @@ def _dispatch(environment: Environment, load: Load, group: gevent.pool.Group, be
             0 if table.max_tokens is None else int(table.max_tokens[at]),
             0 if table.characters is None else int(table.characters[at]),
         )
-        while not load.stopping and (left := due.at - time.perf_counter()) > 0:
-            gevent.sleep(left)
+        while not load.stopping and (now := time.perf_counter()) < due.at:
+            alarm.sleep_until(min(due.at, now + LOOK_UP_S))
         if load.stopping:
             break
         unanswered = load.busy + load.queue.qsize()
