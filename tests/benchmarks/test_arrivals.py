@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from benchmarks.arrivals import KEYS, Arrivals, fitted, schedule
 from benchmarks.config import Scenario
-from benchmarks.session import Side
+from benchmarks.progress import Display
+from benchmarks.session import Session, Side
 from runconfig import ConfigError, validate
 
 STEPS = [
@@ -209,9 +210,6 @@ def test_a_burst_is_due_at_one_moment():
 
 def test_both_runs_of_a_pair_have_the_same_arrivals(truth_server, tmp_path):
     """Through the real session: side B meets what side A met, the next pair something else."""
-    from benchmarks.progress import Display
-    from benchmarks.session import Session
-
     server = truth_server("service_ms=1")
     scenario = Scenario.model_validate(
         {
@@ -367,13 +365,27 @@ def test_a_poisson_rate_is_poisson_at_the_server(load):
     assert scipy.stats.kstest(np.diff(seen), "expon", args=(0, 0.01)).pvalue > 0.001
 
 
-def test_a_frozen_server_is_seen_by_those_who_came_meanwhile(truth_server, client):
+def test_a_frozen_server_is_seen_by_those_who_came_meanwhile(truth_server, tmp_path):
     """Frozen for 2 s in 10 s at 10 requests a second: a tenth of all waits 1.05 s or longer for its first token.
 
     A closed loop would send nothing in these 2 s and show one slow request for each of its users.
     """
     server = truth_server("ttft_ms=50", "tpot_ms=10", "tokens=64", "freeze_at_s=4", "freeze_s=2")
-    records, _ = client("chat_stream").run(server.url, model="plain", rate_per_s=10, duration_s=10)
+    scenario = Scenario.model_validate(
+        {
+            "texts": ["你好"],
+            "dialect": "chat_stream",
+            "model": "plain",
+            "rate_per_s": 10,
+            "duration_s": 10,
+            "out": str(tmp_path / "run"),
+        }
+    )
+    # The freeze counts from the server's first request, which is the session's probe: it waits until after that.
+    with Display(quiet=True) as display, Session(scenario, "run", {"a": Side(server.url, "a")}, display) as session:
+        session.send("a", 0, "measure")
+        records = session.records()
+    records = records[records["phase"] == "measure"]
 
     waited = np.sort((records["first_token_s"] - records["scheduled_s"]).to_numpy())
     print(f"TTFT p50/p90/p99 from scheduled: {np.percentile(waited, [50, 90, 99]) * 1e3}")
