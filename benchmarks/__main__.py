@@ -13,12 +13,16 @@ from runconfig import ConfigError
 # Verb -> the module whose main() takes the words after it, and what it is for.
 VERBS = {
     "run": ("benchmarks.measure", "measure one server under one load"),
+    "soak": ("benchmarks.soak", "load one server for long: does anything drift?"),
+    "smoke": ("benchmarks.smoke", "seconds: does it answer, and how fast? Ollama too"),
     "compare": ("benchmarks.compare", "compare two servers by interleaved pairs of runs"),
     "worker": ("benchmarks.workers", "send load for a benchmark that runs on another host"),
     "trace": ("benchmarks.traces", "make a trace, to be replayed, from the model server's log"),
     "resume": ("benchmarks.resume", "go on with a results folder that was broken off"),
     "stress": ("benchmarks.stress", "more and more load, until an objective breaks"),
     "capacity": ("benchmarks.capacity", "the highest rate that keeps an objective"),
+    "tune": ("benchmarks.tune", "search the optimisation settings of an environment"),
+    "optimisations": ("benchmarks.optimisations", "what each optimisation of an environment brings"),
     "report": ("benchmarks.report", "write the HTML of a results folder again"),
 }
 

@@ -7,7 +7,7 @@ the command line: ``users=16``, ``verdict.primary=latency_p50``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,18 @@ Metric = Literal[
     "tpot_p50",
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+Milliseconds = Annotated[float, Field(gt=0)]
+
+
+class Limits(RunConfig):
+    """What a request must keep to be a good one, milliseconds; null is not checked."""
+
+    latency_ms: Milliseconds | None = None
+    """From the moment it was due to the end of the answer."""
+    ttft_ms: Milliseconds | None = None
+    """From the moment it was due to its first token; streams only."""
+    tpot_ms: Milliseconds | None = None
+    """Per token after the first; streams only."""
 
 
 class VerdictRules(RunConfig):
@@ -47,12 +59,29 @@ class VerdictRules(RunConfig):
     """The one metric that is tested; named before the run, because the best of several is always better."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """How much worse than A the candidate may be and still pass (non-inferiority), as a share."""
+    guards: dict[Metric | Literal["error_rate", "goodput"], Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=dict
+    )
+    """Metrics that must not get worse either, each with its margin: of A's value, or for error_rate and goodput (shares
+    of the requests that are sent; goodput needs ``limits``) the difference. ``primary`` keeps its own."""
+    limits: Limits = Limits()
+    """Of ``guards.goodput``."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """1 - confidence of every interval."""
+    """1 - confidence of every interval; where pairs are added until it is decided, of all looks together."""
+    spending: Literal["pocock", "obrien_fleming"] = "pocock"
+    """``gate`` with max_pairs: how alpha is shared among the looks. pocock decides early, obrien_fleming keeps more of
+    it for the last look."""
     max_accuracy_drop: Share = 0.03
     """Largest loss of accuracy on labelled calls, as a share of the calls."""
+    max_macro_f1_drop: Share = 0.05
+    """Largest loss of macro-F1 on labelled calls: where rare categories get lost, accuracy hardly moves."""
     min_agreement: Share = 0.9
     """Smallest share of calls that both must answer alike; decides where there are no labels."""
+    max_similarity_drop: Share = 0.05
+    """Texts: how much less like A's answers B's may be than A's own are when A is asked again (edit similarity)."""
+    max_length_difference: Annotated[float, Field(gt=0)] = 0.05
+    """Texts: past this difference between the lengths of B's and A's answers no speed is judged, because the work was
+    not the same; as a share."""
     max_error_rate: Share = 0.01
     """Largest share of failed requests, for either side."""
 
@@ -97,6 +126,8 @@ class Scenario(RunConfig):
     /api/generate; ollama_chat_stream: /api/chat."""
     url: str | None = None
     """``run``: where the server is, for example http://127.0.0.1:8000."""
+    ollama: str | None = None
+    """A plain Ollama, for example http://127.0.0.1:11434: short for url=... dialect=ollama_stream."""
     a: str | None = None
     """``compare``: what runs now."""
     b: str | None = None
@@ -172,6 +203,17 @@ class Scenario(RunConfig):
     """Results folder; null makes runs/NAME-TIME."""
     lang: Language = "en"
     """Language of the report."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_plain_ollama(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("ollama") is None:
+            return raw
+        if raw.get("url") is not None:
+            raise ValueError("set url or ollama, not both: they name the same server")
+        dialect = raw.get("dialect")
+        own = dialect if isinstance(dialect, str) and dialect.startswith("ollama") else "ollama_stream"
+        return raw | {"ollama": None, "url": raw["ollama"], "dialect": own}
 
     @model_validator(mode="after")
     def _one_arrival_and_an_end(self) -> Scenario:

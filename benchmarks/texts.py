@@ -118,6 +118,68 @@ TEXTS: dict[str, dict[Language, str]] = {
     },
     "title_stress": {"en": "Stress test", "zh": "压力测试"},
     "title_capacity": {"en": "How much can it take?", "zh": "它能承受多少？"},
+    # tune and optimisations
+    "meaning_tune_PASS": {"en": "The search was carried through.", "zh": "搜索已完成。"},
+    "meaning_tune_NO VERDICT": {"en": "The search was not finished.", "zh": "搜索未完成。"},
+    "meaning_tune_INVALID": {"en": "No candidate could be measured.", "zh": "没有一个候选设置能够测量。"},
+    "meaning_optimisations_PASS": {"en": "Every optimisation was measured.", "zh": "所有优化均已测量。"},
+    "meaning_optimisations_NO VERDICT": {"en": "Not every optimisation was measured.", "zh": "并非所有优化都已测量。"},
+    "meaning_optimisations_INVALID": {"en": "Not every optimisation was measured.", "zh": "并非所有优化都已测量。"},
+    "title_tune": {"en": "Which settings are best?", "zh": "哪些设置最好？"},
+    "title_optimisations": {"en": "What does each optimisation bring?", "zh": "每项优化带来什么？"},
+    "tune_won": {
+        "en": "Use {name}: {gain:.2f} times the reference by {metric} (interval {low:.2f} to {high:.2f}, {pairs} fresh "
+        "pairs); {tried} candidates were measured, {refused} refused.",
+        "zh": "采用 {name}：按{metric}为参照的 {gain:.2f} 倍（区间 {low:.2f} 至 {high:.2f}，{pairs} 对全新对照）；"
+        "测量了 {tried} 个候选设置，拒绝了 {refused} 个。",
+    },
+    "tune_kept": {
+        "en": "Keep the reference: of {tried} measured candidates ({refused} more were refused) none was better beyond "
+        "doubt and as good.",
+        "zh": "保留参照：在测量的 {tried} 个候选设置中（另有 {refused} 个被拒绝），没有一个确定更快且同样好。",
+    },
+    "tune_nothing": {
+        "en": "Keep the reference: no candidate could be measured, {refused} were refused.",
+        "zh": "保留参照：没有候选设置能够测量，{refused} 个被拒绝。",
+    },
+    "candidate_faster": {
+        "en": "{name}: {gain:.3f} times the reference by {metric} (interval {low:.3f} to {high:.3f}, {pairs} pairs).",
+        "zh": "{name}：按{metric}为参照的 {gain:.3f} 倍（区间 {low:.3f} 至 {high:.3f}，{pairs} 对）。",
+    },
+    "candidate_slower": {
+        "en": "{name}: slower, {gain:.3f} times the reference by {metric} (interval {low:.3f} to {high:.3f}, {pairs} "
+        "pairs).",
+        "zh": "{name}：更慢，按{metric}为参照的 {gain:.3f} 倍（区间 {low:.3f} 至 {high:.3f}，{pairs} 对）。",
+    },
+    "candidate_same": {
+        "en": "{name}: no gain was shown, {gain:.3f} times the reference by {metric} "
+        "(interval {low:.3f} to {high:.3f}, {pairs} pairs).",
+        "zh": "{name}：未显示收益，按{metric}为参照的 {gain:.3f} 倍（区间 {low:.3f} 至 {high:.3f}，{pairs} 对）。",
+    },
+    "candidate_unsure": {
+        "en": "{name}: {gain:.3f} times the reference by {metric}, but whether it is as good is open: {reason}.",
+        "zh": "{name}：按{metric}为参照的 {gain:.3f} 倍，但是否同样好尚不能定：{reason}。",
+    },
+    "candidate_worse": {
+        "en": "{name}: {gain:.3f} times the reference by {metric}, but worse: {reason}.",
+        "zh": "{name}：按{metric}为参照的 {gain:.3f} 倍，但更差：{reason}。",
+    },
+    "candidate_invalid": {
+        "en": "{name}: could not be measured: {reason}.",
+        "zh": "{name}：无法测量：{reason}。",
+    },
+    "candidate_refused": {"en": "{name}: refused: {reason}", "zh": "{name}：被拒绝：{reason}"},
+    "candidate_not_prepared": {
+        "en": "no weights of {bits} bits are named: prepare them with python -m model_server.optimize, then "
+        "prepared.{bits}=DIRECTORY",
+        "zh": "未指明 {bits} 位的权重：先用 python -m model_server.optimize 准备，再设 prepared.{bits}=目录",
+    },
+    "candidate_name": {"en": "settings", "zh": "设置"},
+    "candidate_gain": {"en": "times the reference", "zh": "为参照的倍数"},
+    "candidate_interval": {"en": "interval", "zh": "区间"},
+    "metric": {"en": "metric", "zh": "指标"},
+    "pairs": {"en": "pairs", "zh": "对数"},
+    "verdict": {"en": "verdict", "zh": "结论"},
     # findings
     "speed_faster": {
         "en": "Speed: B is faster, {gain:.3f} times A by {metric} "
@@ -142,8 +204,64 @@ TEXTS: dict[str, dict[Language, str]] = {
         "{pairs} 对）；允许最多差 {margin:.0%}。",
     },
     "speed_missing": {
-        "en": "Speed: {metric} could not be stated for every run: too few successful requests.",
-        "zh": "速度：并非每次运行都能得出{metric}：成功请求太少。",
+        "en": "Speed: {metric} could not be stated for every run: that needs {needed} successful requests in each, "
+        "and one had {fewest}. Make the runs longer.",
+        "zh": "速度：并非每次运行都能得出{metric}：每次至少需要 {needed} 个成功请求，最少的一次只有 {fewest} 个。请"
+        "延长每次运行。",
+    },
+    "guard_kept": {
+        "en": "Guarded: {metric} is not more than {margin:.0%} worse: {gain:.3f} times as good as A ("
+        "{confidence:.0%} interval {low:.3f} to {high:.3f}).",
+        "zh": "附加指标：{metric}变差不超过 {margin:.0%}：为 A 的 {gain:.3f} 倍（{confidence:.0%} 区间 {low:.3f} 至"
+        " {high:.3f}）。",
+    },
+    "guard_broken": {
+        "en": "Guarded: {metric} is more than {margin:.0%} worse: {gain:.3f} times as good as A ({confidence:.0%} "
+        "interval {low:.3f} to {high:.3f}; p {p_worse:.2g} among all guarded metrics).",
+        "zh": "附加指标：{metric}变差超过 {margin:.0%}：为 A 的 {gain:.3f} 倍（{confidence:.0%} 区间 {low:.3f} 至 "
+        "{high:.3f}；计入全部附加指标后 p 为 {p_worse:.2g}）。",
+    },
+    "guard_unsure": {
+        "en": "Guarded: whether {metric} is more than {margin:.0%} worse is open: {gain:.3f} times as good as A ("
+        "{confidence:.0%} interval {low:.3f} to {high:.3f}, {pairs} pairs).",
+        "zh": "附加指标：{metric}是否变差超过 {margin:.0%} 尚不能定：为 A 的 {gain:.3f} 倍（{confidence:.0%} 区间 "
+        "{low:.3f} 至 {high:.3f}，{pairs} 对）。",
+    },
+    "guard_missing": {
+        "en": "Guarded: {metric} could not be stated for every run: that needs {needed} successful requests in "
+        "each, and one had {fewest}. Make the runs longer.",
+        "zh": "附加指标：并非每次运行都能得出{metric}：每次至少需要 {needed} 个成功请求，最少的一次只有 {fewest} 个"
+        "。请延长每次运行。",
+    },
+    "guard_none_sent": {
+        "en": "Guarded: {metric} could not be stated: no request was sent.",
+        "zh": "附加指标：没有发送请求，无法得出{metric}。",
+    },
+    "share_kept": {
+        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; a loss of more than "
+        "{margin:.1%} is ruled out (interval {low:+.1%} to {high:+.1%}).",
+        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；可排除超过 {margin:.1%} 的损失（"
+        "区间 {low:+.1%} 至 {high:+.1%}）。",
+    },
+    "share_broken": {
+        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; the loss is more than "
+        "{margin:.1%} (interval {low:+.1%} to {high:+.1%}).",
+        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；损失超过 {margin:.1%}（区间 "
+        "{low:+.1%} 至 {high:+.1%}）。",
+    },
+    "share_unsure": {
+        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; a loss of more than "
+        "{margin:.1%} is not ruled out (interval {low:+.1%} to {high:+.1%}).",
+        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；不能排除超过 {margin:.1%} 的损失"
+        "（区间 {low:+.1%} 至 {high:+.1%}）。",
+    },
+    "lengths_differ": {
+        "en": "Speed is not judged: B's answers are {length_ratio:.2f} times as long as A's ({mean_length_b:.1f} "
+        "and {mean_length_a:.1f} {length_unit} on average; at most {limit:.0%} may differ). Who writes less is "
+        "faster; make both answer alike, or fix the length with max_tokens.",
+        "zh": "不判断速度：B 的回答长度为 A 的 {length_ratio:.2f} 倍（平均 {mean_length_b:.1f} 与 "
+        "{mean_length_a:.1f} {length_unit}；最多可差 {limit:.0%}）。写得少自然更快；请使双方回答相当，或用 "
+        "max_tokens 固定长度。",
     },
     "errors_few": {
         "en": "Errors of {side}: {failed} of {total} requests (at most {limit:.1%}).",
@@ -186,6 +304,48 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "质量：{labelled_calls} 通带标签通话的准确率 {accuracy_a:.1%}（A）和 {accuracy_b:.1%}（B）；"
         "不能排除超过 {limit:.1%} 的损失（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
+    "macro_f1_kept": {
+        "en": "Quality: macro-F1 {macro_f1_a:.3f} (A) and {macro_f1_b:.3f} (B) on {labelled_calls} labelled calls; "
+        "a loss of more than {limit:.3f} is ruled out (interval {low:+.3f} to {high:+.3f}).",
+        "zh": "质量：{labelled_calls} 通带标签通话的宏平均 F1 为 {macro_f1_a:.3f}（A）和 {macro_f1_b:.3f}（B）；可"
+        "排除超过 {limit:.3f} 的损失（区间 {low:+.3f} 至 {high:+.3f}）。",
+    },
+    "macro_f1_broken": {
+        "en": "Quality: macro-F1 {macro_f1_a:.3f} (A) and {macro_f1_b:.3f} (B) on {labelled_calls} labelled calls; "
+        "the loss is more than {limit:.3f} (interval {low:+.3f} to {high:+.3f}).",
+        "zh": "质量：{labelled_calls} 通带标签通话的宏平均 F1 为 {macro_f1_a:.3f}（A）和 {macro_f1_b:.3f}（B）；损"
+        "失超过 {limit:.3f}（区间 {low:+.3f} 至 {high:+.3f}）。",
+    },
+    "macro_f1_unsure": {
+        "en": "Quality: macro-F1 {macro_f1_a:.3f} (A) and {macro_f1_b:.3f} (B) on {labelled_calls} labelled calls; "
+        "a loss of more than {limit:.3f} is not ruled out (interval {low:+.3f} to {high:+.3f}).",
+        "zh": "质量：{labelled_calls} 通带标签通话的宏平均 F1 为 {macro_f1_a:.3f}（A）和 {macro_f1_b:.3f}（B）；不"
+        "能排除超过 {limit:.3f} 的损失（区间 {low:+.3f} 至 {high:+.3f}）。",
+    },
+    "texts_kept": {
+        "en": "Quality: B's texts are {edit_similarity:.1%} like A's ({exact_match:.1%} of {calls} are equal); "
+        "they are certainly not more than {limit:.1%} less like A's than A's own are when asked again (loss "
+        "{similarity_drop:+.1%}, interval {low:+.1%} to {high:+.1%}, {repeated_calls} calls asked again).",
+        "zh": "质量：B 的文本与 A 的相似度为 {edit_similarity:.1%}（{calls} 条中 {exact_match:.1%} 完全相同）；与 "
+        "A 自己再次回答相比，相似度的损失可排除超过 {limit:.1%}（损失 {similarity_drop:+.1%}，区间 {low:+.1%} 至 "
+        "{high:+.1%}，重复提问 {repeated_calls} 条）。",
+    },
+    "texts_broken": {
+        "en": "Quality: B's texts are {edit_similarity:.1%} like A's ({exact_match:.1%} of {calls} are equal); "
+        "they are more than {limit:.1%} less like A's than A's own are when asked again (loss {similarity_drop:+.1%}"
+        ", interval {low:+.1%} to {high:+.1%}, {repeated_calls} calls asked again).",
+        "zh": "质量：B 的文本与 A 的相似度为 {edit_similarity:.1%}（{calls} 条中 {exact_match:.1%} 完全相同）；与 "
+        "A 自己再次回答相比，相似度的损失超过 {limit:.1%}（损失 {similarity_drop:+.1%}，区间 {low:+.1%} 至 "
+        "{high:+.1%}，重复提问 {repeated_calls} 条）。",
+    },
+    "texts_unsure": {
+        "en": "Quality: B's texts are {edit_similarity:.1%} like A's ({exact_match:.1%} of {calls} are equal); it "
+        "is open whether they are more than {limit:.1%} less like A's than A's own are when asked again (loss "
+        "{similarity_drop:+.1%}, interval {low:+.1%} to {high:+.1%}, {repeated_calls} calls asked again).",
+        "zh": "质量：B 的文本与 A 的相似度为 {edit_similarity:.1%}（{calls} 条中 {exact_match:.1%} 完全相同）；与 "
+        "A 自己再次回答相比，不能排除相似度的损失超过 {limit:.1%}（损失 {similarity_drop:+.1%}，区间 {low:+.1%} 至 "
+        "{high:+.1%}，重复提问 {repeated_calls} 条）。",
+    },
     "agreement_kept": {
         "en": "Quality: both answer alike on {agreement:.1%} of {calls} calls (at least {limit:.0%}).",
         "zh": "质量：{calls} 通通话中 {agreement:.1%} 回答一致（至少 {limit:.0%}）。",
@@ -209,6 +369,11 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Interrupted after {pairs} pairs.",
         "zh": "在 {pairs} 对之后中断。",
     },
+    "budget_spent": {
+        "en": "The budget of {budget_s:.0f} s was spent after {pairs} pairs; at least {needed} are needed for a "
+        "verdict.",
+        "zh": "{budget_s:.0f} 秒的预算在 {pairs} 对之后用完；至少需要 {needed} 对才能判定。",
+    },
     "set_aside": {
         "en": "{pairs} pairs were set aside and repeated, because the load generator got too little CPU in them.",
         "zh": "{pairs} 对因负载生成器得不到足够的 CPU 而搁置并重做。",
@@ -227,9 +392,74 @@ TEXTS: dict[str, dict[Language, str]] = {
     # report
     "title_compare": {"en": "Is the candidate as good, and faster?", "zh": "候选版本是否同样好、而且更快？"},
     "title_run": {"en": "Load test", "zh": "负载测试"},
+    "title_soak": {"en": "Does it stay as it was?", "zh": "长时间运行是否保持稳定？"},
+    "title_smoke": {"en": "Quick test", "zh": "快速测试"},
+    "meaning_soak_PASS": {
+        "en": "Nothing grew: more than the limits is ruled out.",
+        "zh": "没有增长：可排除超过限值的增长。",
+    },
+    "meaning_soak_FAIL": {
+        "en": "It did not stay as it was, or missed the objective.",
+        "zh": "未能保持稳定，或未达到目标。",
+    },
+    "meaning_soak_NO VERDICT": {
+        "en": "Too short, or too noisy, to say: run longer.",
+        "zh": "时间太短或波动太大，尚不能定：请延长运行。",
+    },
+    "meaning_smoke_PASS": {"en": "It answers.", "zh": "能够应答。"},
+    "meaning_smoke_FAIL": {"en": "Requests failed, or the objective was missed.", "zh": "有请求失败，或未达到目标。"},
+    "meaning_smoke_NO VERDICT": {"en": "The test was not finished.", "zh": "测试未完成。"},
+    # soak
+    "soak_cell": {"en": "cell {cell} of {cells}", "zh": "第 {cell} / {cells} 段"},
+    "soak_cell_ill": {"en": "Cell {cell}: {reason}", "zh": "第 {cell} 段：{reason}"},
+    "soak_none": {"en": "None of {total} requests succeeded.", "zh": "{total} 个请求无一成功。"},
+    "soak_gone": {
+        "en": "The server stopped answering: every request of cell {cell} failed.",
+        "zh": "服务器不再应答：第 {cell} 段的请求全部失败。",
+    },
+    "soak_stopped": {"en": "Interrupted after {cells} cells.", "zh": "在 {cells} 段之后中断。"},
+    "soak_ill": {
+        "en": "{cells} cells say nothing about latency, because the load generator got too little CPU in them.",
+        "zh": "有 {cells} 段因负载生成器得不到足够的 CPU，不能说明延迟。",
+    },
+    "soak_steady": {
+        "en": "{what}: steady; growth of {limit} per hour is ruled out (at most {slope_high} per hour).",
+        "zh": "{what}：稳定；可排除每小时 {limit} 的增长（至多每小时 {slope_high}）。",
+    },
+    "soak_grows": {
+        "en": "{what}: grows by {slope_per_hour} per hour ({slope_low} to {slope_high}, p = {p:.1g}); the limit is "
+        "{limit}.",
+        "zh": "{what}：每小时增长 {slope_per_hour}（{slope_low} 至 {slope_high}，p = {p:.1g}）；限值为 {limit}。",
+    },
+    "soak_unsure": {
+        "en": "{what}: {slope_per_hour} per hour ({slope_low} to {slope_high}); growth of {limit} is neither shown nor "
+        "ruled out.",
+        "zh": "{what}：每小时 {slope_per_hour}（{slope_low} 至 {slope_high}）；每小时 {limit} 的增长既未证实也未排除。",
+    },
+    "soak_short": {
+        "en": "{what}: {known} cells have a value, {needed} are needed.",
+        "zh": "{what}：只有 {known} 段有数值，至少需要 {needed} 段。",
+    },
+    # smoke
+    "smoke_latency": {"en": "{requests} requests, one after the other", "zh": "依次发送 {requests} 个请求"},
+    "smoke_qps": {"en": "{users} users at once", "zh": "{users} 个用户同时发送"},
+    "smoke_failed": {
+        "en": "{failed} of the {total} requests one after the other failed.",
+        "zh": "依次发送的 {total} 个请求中有 {failed} 个失败。",
+    },
+    "soak_latency_p50": {"en": "Median latency", "zh": "延迟中位数"},
+    "soak_latency_p95": {"en": "p95 latency", "zh": "p95 延迟"},
+    "soak_ttft_p50": {"en": "Median time to first token", "zh": "首 token 时间中位数"},
+    "soak_memory_used_mb": {"en": "Server memory", "zh": "服务器内存"},
+    "soak_open_files": {"en": "Open files of the server", "zh": "服务器打开的文件数"},
+    "soak_threads": {"en": "Threads of the server", "zh": "服务器线程数"},
     "unfinished": {
         "en": "This benchmark was interrupted; what was measured until then is shown.",
         "zh": "本次测试被中断，以下为中断之前的结果。",
+    },
+    "journal_broken": {
+        "en": "The journal of requests was cut off or damaged: only what stands before the break is counted.",
+        "zh": "请求日志被截断或损坏：只计入断点之前的内容。",
     },
     "running_now": {"en": "A, runs now", "zh": "A，当前版本"},
     "candidate": {"en": "B, candidate", "zh": "B，候选版本"},
@@ -245,6 +475,10 @@ TEXTS: dict[str, dict[Language, str]] = {
     "p99": {"en": "p99 latency", "zh": "p99 延迟"},
     "ttft": {"en": "median time to first token", "zh": "首 token 时间中位数"},
     "tpot": {"en": "median time per output token", "zh": "每 token 时间中位数"},
+    "event_gap_p50": {"en": "median gap between events", "zh": "事件间隔中位数"},
+    "event_gap_p99": {"en": "p99 gap between events", "zh": "p99 事件间隔"},
+    "tokens_per_event": {"en": "tokens per event", "zh": "每个事件的 token 数"},
+    "goodput": {"en": "goodput (within the limits)", "zh": "有效吞吐（在限值之内）"},
     "accuracy": {"en": "accuracy", "zh": "准确率"},
     "macro_f1": {"en": "macro-F1", "zh": "宏平均 F1"},
     "agreement": {"en": "answers alike", "zh": "回答一致"},
@@ -353,7 +587,7 @@ def say_meaning(summary: Mapping[str, Any], lang: Language) -> str:
     if summary["kind"] == "compare" or verdict == "INVALID":
         return say(f"meaning_{verdict}", lang)
     return say(
-        "meaning_run_valid" if verdict == "PASS" and not summary["objective"] else f"meaning_run_{verdict}", lang
+        "meaning_run_valid" if verdict == "PASS" and not summary.get("objective") else f"meaning_run_{verdict}", lang
     )
 
 

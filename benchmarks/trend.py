@@ -22,7 +22,7 @@ Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 MIN_VALUES = 10
 """Fewer say nothing: at ten, only an almost unbroken rise is significant at 1 %."""
-_MAX_CORRELATION = 0.95
+_MAX_CORRELATION = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Trend:
     high: float
     p_value: float
     correlation: float
-    """First autocorrelation of the ranks about the trend, as it was used; 0 to 0.95."""
+    """First autocorrelation of the ranks about the trend, as it was used; 0 to 0.8."""
 
 
 def trend(at: Sequence[float], values: Sequence[float], alpha: float = 0.05) -> Trend:
