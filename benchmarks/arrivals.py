@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from benchmarks.errors import UsageError
 from benchmarks.traces import Trace, nearest_calls, read_trace, wanted_lengths
 from runconfig import RunConfig
 
@@ -28,6 +29,8 @@ Spacing = Literal["even", "poisson"]
 Fit = Literal["nearest", "cut"]
 Positive = Annotated[float, Field(gt=0)]
 
+MAX_MISFIT = 0.25
+"""Median difference of a call's length from the trace's, as a share: what a prompt costs grows with its length."""
 MAX_REQUESTS = 50_000_000
 """Of one run; its offsets alone are 400 MB."""
 
@@ -208,6 +211,29 @@ def schedule(
         limit = sum(stretch.requests for stretch in stretches)
         offsets = _seconds(_positions(arrivals, limit, requests, seed), stretches)
     return Schedule(offsets[offsets < end])
+
+
+def check_trace(arrivals: Arrivals, texts: Sequence[str], tokenizer: Path | None) -> None:
+    """Before anything is started: whether the trace can be read, and the calls are about as long as it asks for.
+
+    Raises:
+        UsageError: Not so.
+    """
+    if arrivals.trace is None:
+        return
+    found = schedule(
+        arrivals, rate_per_s=None, duration_s=None, requests=None, seed="", texts=texts, tokenizer=tokenizer
+    )
+    if found.calls is None or arrivals.fit == "cut":
+        return
+    wanted, lengths = wanted_lengths(read_trace(arrivals.trace), texts, tokenizer)
+    misfit = float(np.median(np.abs(lengths[found.calls] - wanted) / wanted))
+    if misfit > MAX_MISFIT:
+        raise UsageError(
+            f"the calls do not fit the trace {arrivals.trace}: for half of its requests the nearest call is "
+            f"{misfit:.0%} or more too long or too short (lengths asked for: median {np.median(wanted):,.0f}, calls: "
+            f"{lengths.min():,} to {lengths.max():,}): set arrivals.fit=cut, which repeats and cuts them, or other calls"
+        )
 
 
 def fitted(text: str, characters: int) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
-from benchmarks.arrivals import Arrivals, schedule
+from benchmarks.arrivals import Arrivals, check_trace, schedule
 from benchmarks.errors import CallsFileError, UsageError
 from benchmarks.traces import convert, nearest_calls, read_trace
 
@@ -308,6 +308,22 @@ def test_texts_come_from_the_calls_by_length_and_the_seed_breaks_ties(tmp_path):
     assert found.sha256 != replay(path, texts=texts, seed="2/0").sha256
     cut = replay(path, texts=texts, arrivals={"fit": "cut"})
     assert cut.characters.tolist() == [8] * 5 + [19] * 45
+
+
+def test_calls_of_quite_another_length_are_refused_before_anything_is_started(tmp_path):
+    long = write_trace(tmp_path / "long.jsonl", [{"offset_s": at, "prompt_characters": 4000} for at in range(9)])
+    near = write_trace(tmp_path / "near.jsonl", [{"offset_s": at, "prompt_characters": 22} for at in range(9)])
+    texts = ["b" * 20, "d" * 90]
+
+    def check(path, fit):
+        check_trace(Arrivals.model_validate({"pattern": "trace", "trace": path, "fit": fit}), texts, None)
+
+    check(near, None)
+    check(long, "cut")
+    with pytest.raises(UsageError, match=r"98% or more too long or too short .* set arrivals\.fit=cut"):
+        check(long, None)
+    with pytest.raises(UsageError, match="cannot read the trace"):
+        check(tmp_path / "absent.jsonl", None)
 
 
 def test_tokens_are_counted_by_the_tokenizer_that_is_given(tmp_path):
