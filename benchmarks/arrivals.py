@@ -232,7 +232,7 @@ def check_trace(arrivals: Arrivals, texts: Sequence[str], tokenizer: Path | None
         raise UsageError(
             f"the calls do not fit the trace {arrivals.trace}: for half of its requests the nearest call is "
             f"{misfit:.0%} or more too long or too short (lengths asked for: median {np.median(wanted):,.0f}, calls: "
-            f"{lengths.min():,} to {lengths.max():,}): set arrivals.fit=cut, which repeats and cuts them, or other calls"
+            f"{lengths.min():,} to {lengths.max():,}): set arrivals.fit=cut, which repeats and cuts, or other calls"
         )
 
 
