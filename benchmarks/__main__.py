@@ -16,6 +16,7 @@ VERBS = {
     "soak": ("benchmarks.soak", "load one server for long: does anything drift?"),
     "smoke": ("benchmarks.smoke", "seconds: does it answer, and how fast? Ollama too"),
     "compare": ("benchmarks.compare", "compare two servers by interleaved pairs of runs"),
+    "gate": ("benchmarks.gate", "PASS, FAIL or NO VERDICT for a candidate, as exit code"),
     "worker": ("benchmarks.workers", "send load for a benchmark that runs on another host"),
     "trace": ("benchmarks.traces", "make a trace, to be replayed, from the model server's log"),
     "resume": ("benchmarks.resume", "go on with a results folder that was broken off"),
@@ -23,6 +24,7 @@ VERBS = {
     "capacity": ("benchmarks.capacity", "the highest rate that keeps an objective"),
     "tune": ("benchmarks.tune", "search the optimisation settings of an environment"),
     "optimisations": ("benchmarks.optimisations", "what each optimisation of an environment brings"),
+    "selftest": ("benchmarks.selftest", "the client against a server that knows the truth"),
     "report": ("benchmarks.report", "write the HTML of a results folder again"),
 }
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from benchmarks.calls import calls_of
 from benchmarks.command_line import complain, print_result
 from benchmarks.config import Scenario
-from benchmarks.deployments import Command, deployed, model_server, wait_until_ready
+from benchmarks.deployments import Command, asked_to_stop, deployed, model_server, wait_until_ready
 from benchmarks.errors import NO_VERDICT, BenchmarkError
 from benchmarks.progress import Display
 from benchmarks.records import Arm
@@ -61,7 +58,7 @@ def main(arguments: Sequence[str] | None = None, command: Command = model_server
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     options = parser.parse_args(arguments)
     try:
-        with _asked_to_stop():
+        with asked_to_stop():
             return demo(options.settings, command, as_json=options.json)
     except (BenchmarkError, ConfigError, OSError) as error:
         return complain(error, as_json=options.json)
@@ -109,25 +106,6 @@ def demo(words: Sequence[str], command: Command, *, as_json: bool) -> int:
     print_result(summary, scenario.lang, as_json=as_json)
     print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
     return code
-
-
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[None]:
-    """SIGTERM and a closed terminal stop the servers as Ctrl-C does."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None:
-            before[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -37,8 +40,17 @@ class Deployment:
 
 
 def model_server(environment: Path, port: int) -> Sequence[str]:
-    """The model server, on loopback, logging to its output."""
-    settings = ("serving.host=127.0.0.1", f"serving.port={port}", "serving.log_dir=null")
+    """The model server, on loopback, logging to its output; without what guards its door, which would answer for it,
+    and without a fixed port for metrics, which two servers of one environment could not share.
+    """
+    settings = (
+        "serving.host=127.0.0.1",
+        f"serving.port={port}",
+        "serving.metrics_port=null",
+        "serving.log_dir=null",
+        "serving.api_keys_file=null",
+        "serving.rate_limit_per_minute=null",
+    )
     return [sys.executable, "-m", "model_server", str(environment), *settings]
 
 
@@ -87,6 +99,25 @@ def wait_until_ready(deployment: Deployment, limit_s: float = READY_S, poll_s: f
                 + _end_of(deployment.log)
             )
         time.sleep(poll_s)
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop the servers as Ctrl-C does."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
