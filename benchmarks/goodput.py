@@ -8,28 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
+from benchmarks.config import Limits, Milliseconds
 from benchmarks.stats import Interval, wilson
 from benchmarks.summary import metric_of_run, stated_percentile
-from runconfig import RunConfig
 
 BATCHES = 10
-Milliseconds = Annotated[float, Field(gt=0)]
-
-
-class Limits(RunConfig):
-    """What a request must keep to be a good one, milliseconds; null is not checked."""
-
-    latency_ms: Milliseconds | None = None
-    """From the moment it was due to the end of the answer."""
-    ttft_ms: Milliseconds | None = None
-    """From the moment it was due to its first token; streams only."""
-    tpot_ms: Milliseconds | None = None
-    """Per token after the first; streams only."""
+__all__ = ["Limits", "Milliseconds", "cell", "good_requests", "share_interval"]
 
 
 def good_requests(records: pd.DataFrame, limits: Limits) -> pd.Series[bool]:

@@ -422,6 +422,10 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "{cells} cells say nothing about latency, because the load generator got too little CPU in them.",
         "zh": "有 {cells} 段因负载生成器得不到足够的 CPU，不能说明延迟。",
     },
+    "soak_neighbours": {
+        "en": "Other processes of this machine used more and more CPU meanwhile: a latency that rises may be theirs.",
+        "zh": "同时本机其他进程占用的 CPU 不断增加：延迟上升可能由它们造成。",
+    },
     "soak_steady": {
         "en": "{what}: steady; growth of {limit} per hour is ruled out (at most {slope_high} per hour).",
         "zh": "{what}：稳定；可排除每小时 {limit} 的增长（至多每小时 {slope_high}）。",
