@@ -473,7 +473,7 @@ def server_use(
     tokens = tokens or _whole(counted["output_tokens"]) or None
     # A server elsewhere may tell in its metrics what cannot be read here.
     rows = own if own["cpu_s"].notna().sum() >= 2 else metrics
-    cpu, joules = _increase(rows, "cpu_s", runs), _increase(machine, "energy_j", runs)
+    cpu, joules = increase(rows, "cpu_s", runs), increase(machine, "energy_j", runs)
     seconds = sum(float(run["ended_s"] - run["started_s"]) for run in runs)
     price = None if cost is None or cost.per_hour is None else cost.per_hour * seconds / 3600
     return {
@@ -483,16 +483,16 @@ def server_use(
         "server_peak_memory_mb": _peak(own, "memory_used_mb", runs) or _peak(metrics, "memory_used_mb", runs),
         "server_peak_open_files": _peak(own, "open_files", runs) or _peak(metrics, "open_files", runs),
         "server_peak_threads": _peak(own, "threads", runs),
-        "server_disk_read_mb": _increase(own, "disk_read_mb", runs),
-        "server_disk_write_mb": _increase(own, "disk_write_mb", runs),
-        "server_network_received_mb": _increase(own, "network_received_mb", runs),
-        "server_network_sent_mb": _increase(own, "network_sent_mb", runs),
-        "machine_cpu_s": _increase(machine, "cpu_s", runs),
+        "server_disk_read_mb": increase(own, "disk_read_mb", runs),
+        "server_disk_write_mb": increase(own, "disk_write_mb", runs),
+        "server_network_received_mb": increase(own, "network_received_mb", runs),
+        "server_network_sent_mb": increase(own, "network_sent_mb", runs),
+        "machine_cpu_s": increase(machine, "cpu_s", runs),
         "machine_peak_memory_percent": _peak(machine, "memory_percent", runs),
-        "machine_disk_read_mb": _increase(machine, "disk_read_mb", runs),
-        "machine_disk_write_mb": _increase(machine, "disk_write_mb", runs),
-        "machine_network_received_mb": _increase(machine, "network_received_mb", runs),
-        "machine_network_sent_mb": _increase(machine, "network_sent_mb", runs),
+        "machine_disk_read_mb": increase(machine, "disk_read_mb", runs),
+        "machine_disk_write_mb": increase(machine, "disk_write_mb", runs),
+        "machine_network_received_mb": increase(machine, "network_received_mb", runs),
+        "machine_network_sent_mb": increase(machine, "network_sent_mb", runs),
         "joules_per_token": _per(joules, tokens),
         "price_per_million_tokens": _per(price, tokens, 1e6),
         "price_per_1000_requests": _per(price, requests, 1000),
@@ -510,9 +510,9 @@ def served(metrics: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> dict[str
     seconds = sum(float(run["ended_s"] - run["started_s"]) for run in runs)
     found: dict[str, Any] = {
         "client_requests": sum(int(run["requests"]) for run in runs),
-        "requests": _increase(metrics, "requests_total", runs),
-        "prompt_tokens": _increase(metrics, "prompt_tokens_total", runs),
-        "output_tokens": _increase(metrics, "output_tokens_total", runs),
+        "requests": increase(metrics, "requests_total", runs),
+        "prompt_tokens": increase(metrics, "prompt_tokens_total", runs),
+        "output_tokens": increase(metrics, "output_tokens_total", runs),
     }
     for name in ("queue_depth", "running"):
         found[f"{name}_mean"], found[f"{name}_peak"] = _mean(metrics, name, runs), _peak(metrics, name, runs)
@@ -521,7 +521,7 @@ def served(metrics: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> dict[str
         {name: value for kind in ("counters", "gauges") for name, value in row[kind].items()} for row in every
     )
     spread["at_s"] = metrics.loc[metrics["metrics"].notna(), "at_s"].to_numpy(float)
-    totals = {name: _increase(spread, name, runs) for name in _names(every, "counters")}
+    totals = {name: increase(spread, name, runs) for name in _names(every, "counters")}
     found["counters"] = {name: {"total": total, "per_s": _per(total, seconds)} for name, total in totals.items()}
     found["gauges"] = {
         name: {"mean": _mean(spread, name, runs), "peak": _peak(spread, name, runs)} for name in _names(every, "gauges")
@@ -533,7 +533,7 @@ def _names(every: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     return sorted({name for row in every for name in row[kind]})
 
 
-def _increase(rows: pd.DataFrame, column: str, runs: Sequence[Mapping[str, Any]]) -> float | None:
+def increase(rows: pd.DataFrame, column: str, runs: Sequence[Mapping[str, Any]]) -> float | None:
     """By how much a counter grew during ``runs``, interpolated to their ends; None when two rows do not hold it.
 
     A counter that falls was set to 0 in between, as a server's are when it starts again.

@@ -21,12 +21,12 @@ from benchmarks.errors import UsageError
 from benchmarks.measure import missed_objectives
 from benchmarks.progress import Display
 from benchmarks.report import write_report
-from benchmarks.sampler import server_use
+from benchmarks.sampler import increase, server_use
 from benchmarks.session import Session, Side, interrupted
 from benchmarks.stats import percentile
 from benchmarks.summary import summarise
 from benchmarks.texts import say
-from benchmarks.trend import MIN_VALUES, grows
+from benchmarks.trend import MIN_VALUES, grows, trend
 from benchmarks.verdict import EXIT_CODES, Answer
 from runconfig import RunConfig
 
@@ -40,6 +40,7 @@ common keys: url, duration_s=1200, cell_s=60, rate_per_s=4 users=null (or users=
 the server: without one its memory and files are known only if its /metrics tells them), limits.latency_p50=0.25 (share
 per hour), limits.latency_p95, limits.memory_mb (per hour), limits.open_files, limits.threads, dialect, out, lang=en|zh
 """
+NEIGHBOURS_CORES = 0.1  # so much more CPU used by others over the soak makes a slower server no fault of its own
 MIN_REQUESTS = 20  # in a cell, for its p50 and p95 to be values of a series
 
 
@@ -132,6 +133,11 @@ def soak(scenario: SoakScenario, display: Display) -> tuple[int, dict[str, Any]]
     summary["series"] = [
         judge(series, table["at_s"].tolist(), scenario.verdict.alpha) for series in series_of(scenario, table)
     ]
+    summary["neighbours_grew"] = neighbours_grew(table, scenario.verdict.alpha)
+    if summary["neighbours_grew"]:
+        for series in summary["series"]:
+            if series["name"].startswith(("latency", "ttft")) and series["verdict"] == "FAIL":
+                series["verdict"] = "NO VERDICT"
     verdict, reasons = conclude(scenario, summary, runs, stopped=stopped)
     summary |= {
         "kind": "soak",
@@ -186,9 +192,10 @@ def table_of(runs: Sequence[dict[str, Any]], measured: pd.DataFrame, samples: pd
         for name in ("memory_used_mb", "open_files", "threads"):
             read = [_median(found, name, run) for found in own.values()]
             row[name] = next((value for value in read if not math.isnan(value)), math.nan)
+        row["neighbours_cores"] = _neighbours(samples, run)
         rows.append(row)
     columns = ["cell", "at_s", "requests", "failed", "ill_health", "latency_p50", "latency_p95", "ttft_p50"]
-    return pd.DataFrame(rows, columns=[*columns, "memory_used_mb", "open_files", "threads"])
+    return pd.DataFrame(rows, columns=[*columns, "memory_used_mb", "open_files", "threads", "neighbours_cores"])
 
 
 def series_of(scenario: SoakScenario, table: pd.DataFrame) -> list[Series]:
@@ -233,6 +240,16 @@ def judge(series: Series, at_s: Sequence[float], alpha: float) -> dict[str, Any]
     }
 
 
+def neighbours_grew(table: pd.DataFrame, alpha: float) -> bool:
+    """Did other processes of the server's machine use more and more CPU? Then a latency that rises is not its own."""
+    known = table[table["neighbours_cores"].notna()]
+    if len(known) < MIN_VALUES:
+        return False
+    found = trend(known["at_s"].tolist(), known["neighbours_cores"].tolist(), alpha)
+    lasted = float(known["at_s"].iloc[-1] - known["at_s"].iloc[0])
+    return found.p_value < alpha and found.slope * lasted >= NEIGHBOURS_CORES
+
+
 def conclude(
     scenario: SoakScenario, summary: dict[str, Any], runs: Sequence[dict[str, Any]], *, stopped: bool
 ) -> tuple[Answer, list[str]]:
@@ -257,6 +274,8 @@ def conclude(
     if stopped:
         sentences = [say("soak_stopped", lang, cells=len(runs)), *sentences]
     unwell = [say("soak_ill", lang, cells=len(ill))] if ill else []
+    if summary["neighbours_grew"]:
+        unwell.append(say("soak_neighbours", lang))
     verdict: Answer = (
         "FAIL" if missed or "FAIL" in answers else "NO VERDICT" if stopped or "NO VERDICT" in answers else "PASS"
     )
@@ -278,3 +297,14 @@ def _sentence(series: dict[str, Any], scenario: SoakScenario) -> str:
 def _median(rows: pd.DataFrame, column: str, run: dict[str, Any]) -> float:
     inside = rows[(rows["at_s"] >= run["started_s"]) & (rows["at_s"] <= run["ended_s"])]
     return float(inside[column].median())
+
+
+def _neighbours(samples: pd.DataFrame, run: dict[str, Any]) -> float:
+    """Cores that neither the server nor the load generator used; NaN where the server's own use is not known."""
+    used = [
+        increase(samples[samples["source"] == name], "cpu_s", [run]) for name in ("machine", "server_a", "generator")
+    ]
+    machine, server, generator = used
+    if machine is None or server is None or generator is None:
+        return math.nan
+    return max(0.0, machine - server - generator) / float(run["ended_s"] - run["started_s"])

@@ -499,6 +499,12 @@ TEXTS: dict[str, dict[Language, str]] = {
         "是机器状态在变化。粗横条是各对均值的 {confidence:.0%} 区间，以它为准。灰色为允许 B 变差的范围。",
     },
     "forest_axis": {"en": "how many times as good as A", "zh": "为 A 的多少倍"},
+    "metrics_forest": {"en": "B against A by every metric", "zh": "按各项指标比较 B 与 A"},
+    "metrics_forest_note": {
+        "en": "Right of the line: B is better. Filled: metrics that decide, green when B is certainly not worse than "
+        "allowed (red mark), red when it certainly is. Hollow: shown only.",
+        "zh": "线右侧表示 B 更好。实心：参与判定的指标，确定未超出允许范围（红色刻度）为绿色，确定超出为红色。空心：仅供参考。",
+    },
     "pair": {"en": "pair {pair}", "zh": "第 {pair} 对"},
     "overall": {"en": "overall (t)", "zh": "总体（t）"},
     "overall_bootstrap": {"en": "overall (bootstrap)", "zh": "总体（自助法）"},
@@ -507,6 +513,33 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Share of successful requests that took at most so long, from the moment they were due.",
         "zh": "自应发送时刻起，在该时长之内完成的成功请求所占比例。",
     },
+    "ttft_cdf": {"en": "How long the first token took", "zh": "首 token 耗时"},
+    "ttft_cdf_note": {
+        "en": "From the moment a request was due to its first token, reasoning included.",
+        "zh": "自请求应发送时刻起到首个 token（含推理内容）的时间。",
+    },
+    "share_of_gaps": {"en": "share of gaps", "zh": "间隔比例"},
+    "load_latency": {"en": "Throughput against latency", "zh": "吞吐与延迟"},
+    "load_latency_note": {
+        "en": "One point per load that was tried, joined in the order of the load. Green kept the limits, a red cross "
+        "broke them, a hollow point decides nothing.",
+        "zh": "每个点为一次尝试的负载，按负载大小相连。绿色满足限值，红叉超出限值，空心点未能判定。",
+    },
+    "users_of_cell": {"en": "{value:g} users", "zh": "{value:g} 个用户"},
+    "rate_of_cell": {"en": "{value:.4g} requests per second", "zh": "每秒 {value:.4g} 个请求"},
+    "series": {"en": "Over time", "zh": "随时间的变化"},
+    "series_note": {
+        "en": "One value per stretch of time, and its trend: red grows by more than allowed, green does not.",
+        "zh": "每个时段一个值及其趋势：红色表示增长超过允许值，绿色表示没有。",
+    },
+    "cells": {"en": "Every load that was tried", "zh": "各级负载"},
+    "cell_load": {"en": "load", "zh": "负载"},
+    "cell_kept": {"en": "kept", "zh": "满足限值"},
+    "yes": {"en": "yes", "zh": "是"},
+    "no": {"en": "no", "zh": "否"},
+    "open": {"en": "open", "zh": "未定"},
+    "warm_up": {"en": "warm-up", "zh": "预热"},
+    "cpus_axis": {"en": "CPUs", "zh": "CPU 数"},
     "share": {"en": "share of requests", "zh": "请求比例"},
     "latency_axis": {"en": "latency, ms", "zh": "延迟，毫秒"},
     "throughput": {"en": "Every run, in the order it was done", "zh": "按先后顺序的每次运行"},
@@ -517,8 +550,9 @@ TEXTS: dict[str, dict[Language, str]] = {
     "seconds_axis": {"en": "seconds since the start", "zh": "开始后的秒数"},
     "timeline": {"en": "Every request in time", "zh": "随时间的每个请求"},
     "timeline_note": {
-        "en": "Failed requests are crosses. The line is the CPU use of the whole machine.",
-        "zh": "叉号为失败的请求。折线为整机 CPU 使用率。",
+        "en": "Failed requests are crosses; warm-up is grey. Below, on the same axis: CPUs in use, and the memory of the "
+        "servers where it was read.",
+        "zh": "叉号为失败的请求，灰色为预热。下方同轴：占用的 CPU 数，以及所读取的服务器内存。",
     },
     "machine_cpu": {"en": "machine CPU", "zh": "整机 CPU"},
     "failed": {"en": "failed", "zh": "失败"},
