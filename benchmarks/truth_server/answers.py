@@ -132,10 +132,9 @@ class Answer:
             return [count]
         size = 4 if modes & {"several", "uneven"} else 1
         first = 1 if "uneven" in modes else 4 if modes & {"several", "first_four"} else 1
-        sizes = [min(first, count)]
-        while (left := count - sum(sizes)) > 0:
-            sizes.append(min(size, left))
-        return sizes
+        first = min(first, count)
+        whole, rest = divmod(count - first, size)
+        return [first] + [size] * whole + [rest] * bool(rest)
 
     # The events of a stream.
 
@@ -163,11 +162,11 @@ class Answer:
             return self._lmdeploy(text, count, so_far, finish)
         if self.dialect == "llamacpp_stream":
             return self._llamacpp(text, count, so_far, finish)
-        return self._ollama(text, finish, thinks=thinks)
+        return self._ollama(text, so_far, finish, thinks=thinks)
 
     def closing(self, finish: str, *, with_finish: bool) -> list[dict[str, Any]]:
         """Events after the last token. The reason of the end is among them if ``with_finish``."""
-        count = len(self.tokens)
+        count = 0 if "no_answer" in self.modes else len(self.tokens)
         found = []
         if with_finish:
             if self.dialect == "chat_stream":
@@ -339,7 +338,7 @@ class Answer:
             "predicted_per_second": so_far / spent,
         }
 
-    def _ollama(self, text: str, finish: str | None, *, thinks: bool) -> dict[str, Any]:
+    def _ollama(self, text: str, so_far: int, finish: str | None, *, thinks: bool) -> dict[str, Any]:
         chunk: dict[str, Any] = {"model": self.model, "created_at": "2026-11-23T08:00:00.123456789Z"}
         thought = thinks and "reasoning" in self.modes
         said = {"thinking": text} if thought else {}
@@ -355,12 +354,12 @@ class Answer:
         if self.dialect == "ollama_stream":
             chunk["context"] = [1, 2, 3]
         chunk |= {"total_duration": round(self.total_s * 1e9) + 2_000_000, "load_duration": 2_000_000}
-        if "no_usage" in self.modes:  # Ollama leaves out what is 0
+        if "no_usage" in self.modes or not so_far:  # Ollama leaves out what is 0
             return chunk
         return chunk | {
             "prompt_eval_count": self.truth.prompt_tokens,
             "prompt_eval_duration": round(self.first_s * 1e9),
-            "eval_count": len(self.tokens),
+            "eval_count": so_far,
             "eval_duration": round((self.total_s - self.first_s) * 1e9),
         }
 

@@ -403,15 +403,19 @@ class Server:
             self._done(connection)
             return
         connection.step = step
-        connection.due = self._thawed(connection.start, step.at)
-        self._at(connection.due, self._write, connection, connection.turn)
+        frozen = self.truth.freeze_at_s is not None
+        due = self._thawed(connection.start, step.at) if frozen else connection.start + step.at
+        connection.due = due
+        heapq.heappush(self._moments, (due, next(self._order), self._write, connection, connection.turn))
 
     def _write(self, connection: Connection | None, turn: float) -> None:
         assert connection is not None
         step, entry = connection.step, connection.entry
         if turn != connection.turn or step is None or entry is None:
             return
-        for part in step.parts[:-1]:
+        parts = step.parts
+        last = min(step.complete or len(parts), len(parts)) - 1
+        for part in parts[: max(last, 0)]:
             self._send(connection, part)
         if connection.step is None:  # the client has left meanwhile
             return
@@ -420,7 +424,7 @@ class Server:
             entry.ended = now
         if step.tokens:
             self.log.wrote(entry, connection.due, now, step.tokens)
-        for part in step.parts[-1:]:
+        for part in parts[max(last, 0) :]:
             self._send(connection, part)
         if connection.step is None:
             return

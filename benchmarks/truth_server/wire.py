@@ -36,18 +36,18 @@ REASONS = {
     502: "Bad Gateway",
     503: "Service Unavailable",
 }
-# Chunks with one of these say something else each time; the others differ in their text alone.
-VARYING = {"usage_each", "tool_calls", "logprobs", "json_escapes", "reasoning_both"}
+# See _common().
+COMMON = {"plain", "several", "uneven", "first_four", "no_usage", "reasoning"}
+VARYING = {"lmdeploy_stream", "llamacpp_stream"}
 
 
 @dataclass(slots=True)
 class Step:
     """What is written at a moment, and what follows.
 
-    ``at``: seconds after the start of the work. ``parts``: each is a segment of its own. ``tokens``: of each event
-    with text that is complete with this step. ``end``: the answer is complete with this step. ``raw``: not to be put
-    into a chunk.
-    the last parts come behind what completes the event.
+    ``at``: seconds after the start of the work. ``parts``: each is a segment of its own; the first ``complete`` of
+    them (0: all) complete the event. ``tokens``: of each event with text that is complete with this step. ``end``:
+    the answer is complete with this step. ``raw``: not to be put into a chunk.
     """
 
     at: float
@@ -56,6 +56,7 @@ class Step:
     end: bool = False
     then: Then = "go"
     raw: bool = False
+    complete: int = 0
 
 
 def steps_of(answer: Answer, ttft_s: float, tpot_s: float) -> Iterator[Step]:
@@ -75,6 +76,8 @@ def steps_of(answer: Answer, ttft_s: float, tpot_s: float) -> Iterator[Step]:
         return _framed(answer, iter([Step(ttft_s, [body], end=True)]), ttft_s, kind=kind, length=len(body))
     if answer.dialect in WHOLE:
         return _whole(answer, ttft_s)
+    if modes <= COMMON and answer.dialect not in VARYING:
+        return _common(answer, ttft_s, tpot_s)
     steps = _segments(answer, _stream(answer, ttft_s, tpot_s))
     length = None
     if "content_length" in modes:
@@ -147,7 +150,6 @@ def _stream(answer: Answer, ttft_s: float, tpot_s: float) -> Iterator[Step]:
         return
     fails = failing(modes)
     said, so_far, last_s = answer.pieces(), 0, ttft_s + (count - 1) * tpot_s
-    quick = _quick(answer, frame)
     for size in answer.groups():
         begin, so_far = so_far, so_far + size
         # An event can be written when its last token is there.
@@ -161,8 +163,7 @@ def _stream(answer: Answer, ttft_s: float, tpot_s: float) -> Iterator[Step]:
             at_the_end = dialect in END_MARKED
             yield Step(at, [event], (size,), end=not at_the_end)
         else:
-            event = frame(answer.event(text, size, so_far, thinks=thinks)) if quick is None else quick(text, thinks)
-            yield Step(at, [event], (size,))
+            yield Step(at, [frame(answer.event(text, size, so_far, thinks=thinks))], (size,))
         if "comments" in modes:
             yield Step(at, [b":" + _end_of_line(modes, 0)])
         if fails and begin >= count // 4:
@@ -306,22 +307,29 @@ def _end_of_line(modes: frozenset[str], number: int) -> bytes:
     return b"\r\n" if modes & {"crlf", "cut_line_end"} else b"\r" if "cr" in modes else b"\n"
 
 
-def _quick(answer: Answer, frame: Frame) -> Callable[[str, bool], bytes] | None:
-    """Writes events that differ in their text alone without making each from the start: 2 us instead of 9."""
-    plain = {"several", "no_usage", "comments", "role_first", "uneven", "first_four", "reasoning"}
-    if answer.dialect not in {"chat_stream", "completions_stream", *OLLAMA} or answer.modes - plain - {"plain"}:
-        return None
+def _common(answer: Answer, ttft_s: float, tpot_s: float) -> Iterator[Step]:
+    """What :func:`_framed` makes of :func:`_stream` in the modes of ``COMMON``, with a fourth of their work.
+
+    Events that differ in their text alone are not made anew, and nothing is wrapped: a load of 25,000 events a second
+    must leave the clock, and the other core, to those who are measured.
+    """
+    modes = answer.modes
+    frame = _frame_of(answer)
     mark = "@@"
     made = {}
-    for thinks in (False, True):
+    for thinks in {answer.thinks, False}:
         head, _, tail = frame(answer.event(mark, len(mark), 0, thinks=thinks)).partition(mark.encode())
-        made[thinks] = head, tail
-
-    def write(text: str, thinks: bool) -> bytes:
-        head, tail = made[thinks]
-        return head + text.encode() + tail
-
-    return write
+        made[thinks] = head, tail + b"\r\n", len(head) + len(tail)
+    yield Step(0.0, [_head(modes, content_type(answer.dialect), None, in_chunks=True)])
+    said, so_far, half = answer.pieces(), 0, answer.half if answer.thinks else 0
+    for size in answer.groups():
+        begin, so_far = so_far, so_far + size
+        text = "".join(said[begin:so_far]).encode()
+        before, behind, length = made[begin < half]
+        data = b"%x\r\n%b%b%b" % (length + len(text), before, text, behind)
+        yield Step(ttft_s + (so_far - 1) * tpot_s, [data], (size,))
+    last_s = ttft_s + (so_far - 1) * tpot_s
+    yield from _body(modes, _end(answer, frame, last_s), in_chunks=True)
 
 
 def _segments(answer: Answer, steps: Iterator[Step]) -> Iterator[Step]:
@@ -434,7 +442,10 @@ def _framed(
     last_s = 0.0
     for step in _with_head(answer, head, _body(modes, steps, in_chunks=in_chunks), first_s):
         if "bytewise" in modes:
-            step.parts = [byte for part in step.parts for byte in _bytes(part)]
+            data = b"".join(step.parts)
+            # An event is complete with its first line end, not with the empty line or the chunk's end behind it.
+            step.complete = len(data.rstrip(b"\r\n")) + 1
+            step.parts = _bytes(data)
         last_s = step.at
         yield step
     if closing:
@@ -526,7 +537,9 @@ def _head(modes: frozenset[str], kind: str, length: int | None, *, in_chunks: bo
     if "cookies" in modes:
         headers += [("Set-Cookie", f"a{number}=b; Path=/") for number in range(3)] + [("Vary", "a"), ("Vary", "b")]
     case = str.lower if "lower_headers" in modes else str.upper if "upper_headers" in modes else str
-    colon, end = (":", " \t") if "no_header_space" in modes else (": ", "")
+    colon, end = (":" if "no_header_space" in modes else ": "), ""
+    if "header_spaces" in modes:
+        colon, end = ":  \t", " \t"
     version = "HTTP/1.0" if "http10" in modes else "HTTP/1.1"
     status = f"{version} 200 " if "no_reason" in modes else f"{version} 200 OK"
     lines = [status, *(f"{case(name)}{colon}{value}{end}" for name, value in headers)]
@@ -567,4 +580,4 @@ def failure(status: int) -> bytes:
 def redirect(dialect: str) -> bytes:
     wanted = "chat" if dialect == "chat_stream" else dialect
     path = next(path for path, name in PATHS.items() if name == wanted)
-    return whole(307, b"", "text/plain", ("Location", f"/mode/plain{path}"))
+    return whole(307, b"", "text/plain", ("Location", f"/mode/redirected{path}"))
