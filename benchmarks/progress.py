@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +54,14 @@ class Display:
         """So many requests ended in this step, so many of them failed."""
         self._live = f"{requests} requests" + (f", {failed} failed" if failed else "")
         self._bar.update(self._task, live=self._live)
+
+    def watch(self, journal: Path) -> None:
+        """Where the records of requests go: what is live is read there."""
+        self._journal = journal
+
+    def load(self, users: int | None, rate_per_s: float | None, duration_s: float | None, requests: int | None) -> None:
+        """What the run that begins now is to be."""
+        self._load = (users, rate_per_s, duration_s, requests)
 
     def end(self) -> None:
         self._bar.advance(self._task)

@@ -7,22 +7,35 @@ import gzip
 import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pandas as pd
 
+from benchmarks.ci import statements
 from benchmarks.command_line import parser, words_of
 from benchmarks.config import Language
 from benchmarks.errors import ResultsError, UsageError
 from benchmarks.results import load, measured_records, read_manifest
-from benchmarks.texts import say, say_finding, say_meaning
+from benchmarks.summary import EventGaps, event_gaps, shown_figures
+from benchmarks.texts import TEXTS, say, say_meaning
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _HERE = Path(__file__).parent
+# Lower is better for all tiles but these.
+_MORE_IS_BETTER = frozenset({"qps", "tokens_per_s"})
+_TILES = (
+    ("qps", "rate", "{:,.1f}", ""),
+    ("p50_latency_ms", "p50", "{:,.1f}", "ms"),
+    ("p95_latency_ms", "p95", "{:,.1f}", "ms"),
+    ("ttft_p50_ms", "ttft", "{:,.1f}", "ms"),
+    ("error_rate", "error_rate", "{:.2%}", ""),
+    ("tokens_per_s", "tokens_per_s", "{:,.1f}", ""),
+)
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,6 +57,36 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Content:
+    """All that a report is made from. Frames are None where the kind of benchmark has none."""
+
+    manifest: Mapping[str, Any]
+    summary: dict[str, Any]
+    lang: Language
+    records: pd.DataFrame | None = None
+    samples: pd.DataFrame | None = None
+    gaps: dict[str, EventGaps] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> bool:
+        """Two sides were measured against each other."""
+        return isinstance(self.summary.get("a"), Mapping) and isinstance(self.summary.get("b"), Mapping)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of the sides, by arm."""
+        if not self.compared:
+            return {"a": say("requests", self.lang)}
+        return {arm: _side_name(self.manifest, arm) for arm in ("a", "b")}
+
+    @property
+    def measured(self) -> pd.DataFrame | None:
+        if self.records is None:
+            return None
+        return measured_records(self.records, [run for run in self.manifest["runs"] if run["set_aside"]])
+
+
 def write_report(folder: Path, lang: Language) -> Path:
     """Write ``report.html`` into a results folder, from what is in the folder alone.
 
@@ -53,149 +96,197 @@ def write_report(folder: Path, lang: Language) -> Path:
     manifest = read_manifest(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        samples = pd.read_parquet(folder / "samples.parquet")
+        samples = pd.read_parquet(folder / "samples.parquet") if (folder / "samples.parquet").exists() else None
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{folder} has no complete results: {error}") from error
-    records = load(folder)
+        raise ResultsError(
+            f"{folder} has no complete results ({error}): go on with python -m benchmarks resume {folder}"
+        ) from error
+    content = _Content(manifest, summary, lang)
+    parquet = folder / "requests.parquet"
+    if samples is not None and parquet.exists():
+        content = _Content(manifest, summary, lang, load(folder), samples)
+        measured = content.measured
+        assert measured is not None
+        runs = {arm: measured.loc[measured["arm"] == arm, "run"].unique().tolist() for arm in content.names}
+        content.gaps.update({arm: event_gaps(parquet, own) for arm, own in runs.items()})
     path = folder / "report.html"
-    path.write_text(render(manifest, summary, records, samples, lang), encoding="utf-8")
+    path.write_text(render(content), encoding="utf-8")
     return path
 
 
-def render(
-    manifest: Mapping[str, Any],
-    summary: dict[str, Any],
-    records: pd.DataFrame,
-    samples: pd.DataFrame,
-    lang: Language,
-) -> str:
-    """The report as HTML."""
-    measured = measured_records(records, [run for run in manifest["runs"] if run["set_aside"]])
-    figures: dict[str, go.Figure] = {}
-    compared = summary["kind"] == "compare"
+def render(content: _Content) -> str:
+    """The report as HTML. What a summary has is shown, whatever kind of benchmark made it."""
+    lang, summary, manifest = content.lang, content.summary, content.manifest
+    figures = _figures(content)
     body = [
-        _head(manifest, summary, lang),
-        _figures_table(summary, lang),
-        *(_comparison(manifest, summary, measured, samples, figures, lang) if compared else ()),
-        *(() if compared else _single(measured, samples, figures, lang)),
-        _slowest(measured, lang, sides=compared),
-        *((_settings(manifest, lang),) if compared else ()),
+        _head(content),
+        _tiles(content),
+        _card(say("figures", lang), _table_of_figures(content)),
+        _plots(figures, content),
+        _cells(summary, lang),
+        _slowest(content.measured, lang, sides=content.compared),
+        _settings(manifest, lang) if content.compared else "",
         _machine(manifest, lang),
     ]
-    return _page(say(f"title_{summary['kind']}", lang), "\n".join(body), figures, lang)
+    return _page(_title(summary, lang), "\n".join(part for part in body if part), figures, lang)
 
 
-def _head(manifest: Mapping[str, Any], summary: Mapping[str, Any], lang: Language) -> str:
+def _title(summary: Mapping[str, Any], lang: Language) -> str:
+    key = f"title_{summary['kind']}"
+    return say(key, lang) if key in TEXTS else str(summary["kind"])
+
+
+def _head(content: _Content) -> str:
+    manifest, summary, lang = content.manifest, content.summary, content.lang
     verdict = summary["verdict"]
-    if summary["kind"] == "compare":
-        lines = [(finding["answer"], say_finding(finding, lang)) for finding in summary["findings"]]
-    else:
-        lines = [("FAIL" if verdict == "FAIL" else verdict, reason) for reason in summary["reasons"]]
-    findings = "".join(f'<li class="{_css(answer)}">{html.escape(text)}</li>' for answer, text in lines)
+    findings = "".join(
+        f'<li class="{_css(answer)}">{html.escape(text)}</li>'
+        for rule, answer, text in statements(summary, lang)
+        if rule != "verdict"
+    )
     about = f"{manifest['name']} · {say('created', lang, when=manifest['created_at'])}"
-    warning = "" if manifest["complete"] else f'<p class="warning">{html.escape(say("unfinished", lang))}</p>'
+    broken = [
+        say(key, lang)
+        for key, wrong in (
+            ("unfinished", not manifest["complete"]),
+            ("journal_broken", manifest.get("journal_whole") is False),
+        )
+        if wrong
+    ]
+    warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in broken)
     return f"""<header>
 <p class="eyebrow">{html.escape(about)}</p>
-<h1>{html.escape(say(f"title_{summary['kind']}", lang))}</h1>
+<h1>{html.escape(_title(summary, lang))}</h1>
 <div class="verdict {_css(verdict)}"><strong>{html.escape(say(verdict, lang))}</strong>
 <span>{html.escape(say_meaning(summary, lang))}</span></div>
-{warning}<ul class="findings">{findings}</ul>
+{warnings}<ul class="findings">{findings}</ul>
 </header>"""
 
 
-def _comparison(
-    manifest: Mapping[str, Any],
-    summary: dict[str, Any],
-    measured: pd.DataFrame,
-    samples: pd.DataFrame,
-    figures: dict[str, go.Figure],
-    lang: Language,
-) -> list[str]:
+def _tiles(content: _Content) -> str:
+    """The few figures that are asked for first; of two sides, B's, and how it differs from A."""
+    summary, lang = content.summary, content.lang
+    side = summary["b"] if content.compared else summary
+    tiles = []
+    for key, name, pattern, unit in _TILES:
+        if side.get(key) is None:
+            continue
+        change = _change(summary["a"].get(key), side[key], key) if content.compared else ""
+        tiles.append(
+            f'<div class="tile"><span class="name">{html.escape(say(name, lang))}</span>'
+            f'<span class="value">{pattern.format(side[key])}<small>{unit}</small></span>{change}</div>'
+        )
+    of = f'<p class="note">{html.escape(say("tiles_note", lang))}</p>' if content.compared else ""
+    return f'<section>{of}<div class="tiles">{"".join(tiles)}</div></section>' if tiles else ""
+
+
+def _change(before: float | None, now: float, key: str) -> str:
+    if not before or key == "error_rate":
+        return ""
+    share = now / before - 1
+    better = (share > 0) == (key in _MORE_IS_BETTER)
+    return f'<span class="change {"better" if better else "worse"}">{share:+.1%}</span>'
+
+
+def _figures(content: _Content) -> dict[str, go.Figure]:
+    """Every plot that there is something to show for, in the order of the page."""
     from benchmarks import plots
 
-    names = {arm: _side_name(manifest, arm) for arm in ("a", "b")}
-    rules = manifest["scenario"]["verdict"]
-    quality = summary["quality"]
-    parts = []
-    if summary["comparison"] is not None:
-        figures["forest"] = plots.forest(summary, rules["margin"], lang)
-        parts.append(_plot("forest", lang, wide=True, confidence=1 - rules["alpha"]))
-    figures["cdf"] = plots.latency_cdf(measured, names, lang)
-    figures["throughput"] = plots.runs_in_order(summary["runs"], names, lang)
-    figures["timeline"] = plots.timeline(measured, samples, names, lang)
-    parts += [_plot("cdf", lang), _plot("throughput", lang), _plot("timeline", lang, wide=True)]
+    summary, lang, names = content.summary, content.lang, content.names
+    quality = summary.get("quality") or {}
+    found: dict[str, go.Figure | None] = {}
+    if summary.get("comparison") is not None and summary.get("pair_intervals"):
+        found["forest"] = plots.forest(summary, content.manifest["scenario"]["verdict"]["margin"], lang)
+        found["metrics_forest"] = plots.metrics_forest(summary, lang)
+    cells = [cell for cell in summary.get("cells") or () if isinstance(cell, dict)]
+    found["load_latency"] = plots.load_against_latency(cells, lang)
+    found["series"] = plots.series_over_time(summary.get("series") or [], lang)
+    measured = content.measured
+    if measured is not None:
+        assert content.records is not None
+        assert content.samples is not None
+        found["cdf"] = plots.cdf(measured, "latency_scheduled_s", names, lang)
+        found["ttft_cdf"] = plots.cdf(measured, "ttft_scheduled_s", names, lang)
+        found["gaps"] = plots.gaps_cdf(content.gaps, names, lang)
+        if content.compared:
+            found["throughput"] = plots.runs_in_order(summary["runs"], names, lang)
+        cpus = content.manifest["machine"]["cpus"]
+        found["timeline"] = plots.timeline(content.records, content.samples, names, cpus, lang)
     if "confusion" in quality:
-        figures["confusion"] = plots.agreement(quality["confusion"])
-        parts.append(_plot("confusion", lang, wide="f1_a" not in quality))
+        found["confusion"] = plots.agreement(quality["confusion"])
     if "f1_a" in quality:
-        figures["f1"] = plots.f1_bars(quality, names)
-        parts.append(_plot("f1", lang, calls=quality["labelled_calls"]))
-    gaps = plots.event_gaps(measured, names, lang)
-    if gaps is not None:
-        figures["gaps"] = gaps
-        parts.append(_plot("gaps", lang, wide=True))
-    return ['<div class="plots">', *parts, "</div>"]
+        found["f1"] = plots.f1_bars(quality, names)
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _single(measured: pd.DataFrame, samples: pd.DataFrame, figures: dict[str, go.Figure], lang: Language) -> list[str]:
-    from benchmarks import plots
+def _plots(figures: Mapping[str, go.Figure], content: _Content) -> str:
+    """Pairs of plots side by side; a plot without a neighbour, or that needs the width, is wide."""
+    rules = content.manifest.get("scenario", {}).get("verdict", {})
+    values = {
+        "forest": {"confidence": 1 - content.summary.get("level", rules.get("alpha", 0.05))},
+        "f1": {"calls": (content.summary.get("quality") or {}).get("labelled_calls")},
+    }
+    parts: list[str] = []
+    waiting: str | None = None
+    for name, figure in figures.items():
+        if name in {"forest", "metrics_forest", "timeline", "series"}:
+            if waiting is not None:
+                parts.append(_plot(waiting, figures[waiting], content.lang, wide=True, **values.get(waiting, {})))
+                waiting = None
+            parts.append(_plot(name, figure, content.lang, wide=True, **values.get(name, {})))
+        elif waiting is None:
+            waiting = name
+        else:
+            parts += [_plot(each, figures[each], content.lang, **values.get(each, {})) for each in (waiting, name)]
+            waiting = None
+    if waiting is not None:
+        parts.append(_plot(waiting, figures[waiting], content.lang, wide=True, **values.get(waiting, {})))
+    return f'<div class="plots">{"".join(parts)}</div>' if parts else ""
 
-    names = {"a": say("requests", lang)}
-    figures["cdf"] = plots.latency_cdf(measured, names, lang)
-    figures["timeline"] = plots.timeline(measured, samples, names, lang)
-    parts = [_plot("cdf", lang), _plot("timeline", lang)]
-    gaps = plots.event_gaps(measured, names, lang)
-    if gaps is not None:
-        figures["gaps"] = gaps
-        parts.append(_plot("gaps", lang, wide=True))
-    return ['<div class="plots">', *parts, "</div>"]
 
-
-def _plot(name: str, lang: Language, *, wide: bool = False, **values: Any) -> str:
+def _plot(name: str, figure: go.Figure, lang: Language, *, wide: bool = False, **values: Any) -> str:
     note = html.escape(say(f"{name}_note", lang, **values))
     return f"""<section class="card{" wide" if wide else ""}"><h2>{html.escape(say(name, lang))}</h2>
-<p class="note">{note}</p><div class="plot" id="plot-{name}"></div></section>"""
+<p class="note">{note}</p><div class="plot" id="plot-{name}" style="height:{figure.layout.height}px"></div></section>
+"""
 
 
-def _figures_table(summary: Mapping[str, Any], lang: Language) -> str:
-    compared = summary["kind"] == "compare"
-    sides = [summary["a"], summary["b"]] if compared else [summary]
-    few = f'<span class="dim">{html.escape(say("too_few", lang))}</span>'
-    rows: list[tuple[str, list[str]]] = [
-        ("requests", [f"{side['total_requests']:,}" for side in sides]),
-        ("error_rate", [_number(side["error_rate"], "{:.2%}") for side in sides]),
-        ("rate", [_number(side["qps"], "{:,.1f}") for side in sides]),
-        ("avg_latency", [_number(side["avg_latency_ms"], "{:,.1f} ms") for side in sides]),
-        ("p50", [_number(side["p50_latency_ms"], "{:,.1f} ms", few) for side in sides]),
-        ("p95", [_number(side["p95_latency_ms"], "{:,.1f} ms", few) for side in sides]),
-        ("p99", [_number(side["p99_latency_ms"], "{:,.1f} ms", few) for side in sides]),
+def _table_of_figures(content: _Content) -> str:
+    heads, rows = shown_figures(content.summary, content.lang)
+    return _table(heads, [[html.escape(cell) for cell in row] for row in rows])
+
+
+def _cells(summary: Mapping[str, Any], lang: Language) -> str:
+    """Loads that were tried, as a table beside the plot; cells of other kinds are in their series."""
+    rows = [cell for cell in summary.get("cells") or () if isinstance(cell, dict) and cell.get("qps") is not None]
+    if not rows:
+        return ""
+    columns = (
+        ("qps", "rate", "{:,.1f}"),
+        ("latency_p50_ms", "p50", "{:,.1f} ms"),
+        ("latency_p95_ms", "p95", "{:,.1f} ms"),
+        ("ttft_p95_ms", "ttft_p95", "{:,.1f} ms"),
+        ("error_rate", "error_rate", "{:.2%}"),
+        ("goodput", "goodput", "{:.1%}"),
+    )
+    shown = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
+    unit = "users" if rows[0].get("users") is not None else "rate_per_s"
+    kept = {True: "yes", False: "no", None: "open"}
+    cells = [
+        [
+            html.escape(say(f"{unit.removesuffix('_per_s')}_of_cell", lang, value=row.get(unit) or 0)),
+            *(_number(row.get(key), pattern) for key, _, pattern in shown),
+            f'<span class="kept {kept[row.get("kept")]}">{html.escape(say(kept[row.get("kept")], lang))}</span>',
+        ]
+        for row in rows
     ]
-    if any(side["ttft_p50_ms"] is not None for side in sides):
-        rows += [
-            ("ttft", [_number(side["ttft_p50_ms"], "{:,.1f} ms") for side in sides]),
-            ("tpot", [_number(side["tpot_p50_ms"], "{:,.2f} ms") for side in sides]),
-        ]
-    if any(side["tokens_per_s"] is not None for side in sides):
-        rows.append(("tokens_per_s", [_number(side["tokens_per_s"], "{:,.1f}") for side in sides]))
-    if any(side["server_cpu_s_per_1000_requests"] is not None for side in sides):
-        rows += [
-            ("server_cpu", [_number(side["server_cpu_s_per_1000_requests"], "{:,.2f} s") for side in sides]),
-            ("server_memory", [_number(side["server_peak_memory_mb"], "{:,.0f} MiB") for side in sides]),
-        ]
-    if compared:
-        quality = summary["quality"]
-        if quality["labelled_calls"]:
-            rows += [
-                ("accuracy", [f"{quality[f'accuracy_{arm}']:.1%}" for arm in "ab"]),
-                ("macro_f1", [f"{quality[f'macro_f1_{arm}']:.3f}" for arm in "ab"]),
-            ]
-        if quality["agreement"] is not None:
-            rows.append(("agreement", [f"{quality['agreement']:.1%}"]))
-    heads = [say("figure", lang), say("running_now", lang), say("candidate", lang)] if compared else []
-    return _card(say("figures", lang), _table(heads, [(html.escape(say(name, lang)), *cells) for name, cells in rows]))
+    heads = [say("cell_load", lang), *(say(name, lang) for _, name, _ in shown), say("cell_kept", lang)]
+    return _card(say("cells", lang), _table(heads, cells))
 
 
-def _slowest(measured: pd.DataFrame, lang: Language, *, sides: bool) -> str:
+def _slowest(measured: pd.DataFrame | None, lang: Language, *, sides: bool) -> str:
+    if measured is None:
+        return ""
     rows = measured[measured["ok"]].nlargest(8, "latency_scheduled_s")
     if not len(rows):
         return ""
@@ -238,36 +329,58 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> lis
 
 
 def _machine(manifest: Mapping[str, Any], lang: Language) -> str:
-    machine, work, scenario = manifest["machine"], manifest["workload"], manifest["scenario"]
-    runs = [run for run in manifest["runs"] if run["phase"] == "measure"]
-    versions = ", ".join(f"{name} {value}" for name, value in manifest["software"].items() if value is not None)
+    machine, scenario = manifest["machine"], manifest["scenario"]
+    work, runs = manifest.get("workload"), [run for run in manifest.get("runs", ()) if run["phase"] == "measure"]
+    rows: list[tuple[str, str]] = []
+    if work is not None:
+        rows.append(("work", _work(work, scenario, lang)))
+    for arm, side in manifest.get("sides", {}).items():
+        if side["description"] is not None:
+            rows.append((f"server_{arm}" if len(manifest["sides"]) > 1 else "server", _described(side["description"])))
+    quota = "" if machine.get("cpu_quota") is None else f" · {say('quota', lang, quota=machine['cpu_quota'])}"
+    limit = "" if machine.get("memory_limit_gib") is None else f" · ≤ {machine['memory_limit_gib']} GiB"
     features = ", ".join(machine["cpu_features"]) or "-"
-    kind = "work_open" if scenario["rate_per_s"] is not None else "work_closed"
-    said = {
-        "dialect": scenario["dialect"],
-        "calls": work["calls"],
-        "labelled": work["labelled"],
-        "users": scenario["users"],
-        "rate": scenario["rate_per_s"] or 0,
-    }
-    rows = [
-        ("work", say(kind, lang, **said)),
-        ("cpu", f"{machine['cpu_model']} · {machine['cpus_allowed'] or machine['cpus']} × · {features}"),
-        ("memory", f"{machine['memory_gib']} GiB"),
+    rows += [
+        ("cpu", f"{machine['cpu_model']} · {machine['cpus_allowed'] or machine['cpus']} × · {features}{quota}"),
+        ("governor", machine["cpu_governor"] or "-"),
+        ("memory", f"{machine['memory_gib']} GiB{limit}"),
         ("system", f"{machine['system']} {machine['architecture']}"),
         ("load_before", " ".join(str(value) for value in machine["load_average"] or ["-"])),
     ]
-    if runs:
-        lag = max((run["loop_lag_p50_s"] or 0.0) for run in runs) * 1000
-        cpu = max(run["client_cpu_share"] for run in runs)
-        rows.append(("generator", say("generator_note", lang, cpu=cpu, lag=lag)))
+    lags = [run["loop_lag_p50_s"] for run in runs if run.get("loop_lag_p50_s") is not None]
+    shares = [run["client_cpu_share"] for run in runs if run.get("client_cpu_share") is not None]
+    if lags and shares:
+        rows.append(("generator", say("generator_note", lang, cpu=max(shares), lag=1000 * max(lags))))
+    if manifest.get("resumed_at"):
+        rows.append(("resumed", ", ".join(manifest["resumed_at"])))
+    software = {name: value for name, value in manifest["software"].items() if value is not None}
     rows += [
-        ("versions", versions),
-        ("digest", work["sha256"]),
+        ("revision", str(software.pop("git_revision", "-"))),
+        ("versions", ", ".join(f"{name} {value}" for name, value in software.items())),
+        *([("digest", work["sha256"])] if work is not None else []),
         ("command", " ".join(manifest["command"])),
     ]
     cells = [(html.escape(say(name, lang)), f'<span class="wrap">{html.escape(text)}</span>') for name, text in rows]
     return _card(say("machine", lang), _table([], cells))
+
+
+def _work(work: Mapping[str, Any], scenario: Mapping[str, Any], lang: Language) -> str:
+    kind = "work_closed" if scenario["users"] is not None else "work_open" if scenario["rate_per_s"] else "work_pattern"
+    return say(
+        kind,
+        lang,
+        dialect=scenario["dialect"],
+        calls=work["calls"],
+        labelled=work["labelled"],
+        users=scenario["users"],
+        rate=scenario["rate_per_s"] or 0,
+        pattern=scenario["arrivals"]["pattern"],
+    )
+
+
+def _described(description: Mapping[str, Any]) -> str:
+    wanted = ("name", "version", "engine", "weight_bits", "kv_cache_bits", "device", "threads", "source", "digest")
+    return " · ".join(f"{key} {description[key]}" for key in wanted if description.get(key) is not None)
 
 
 def _card(title: str, content: str) -> str:
@@ -305,13 +418,15 @@ def _css(answer: str) -> str:
 
 
 def _page(title: str, body: str, figures: Mapping[str, go.Figure], lang: Language) -> str:
-    data = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
-    # "</script" and "<!--" would end or change the script element.
-    plots = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    # One element for each plot, parsed when it is drawn. "</script" and "<!--" would end or change it.
+    data = "".join(
+        f'<script type="application/json" class="data" data-plot="{name}">{_escaped(figure.to_json())}</script>\n'
+        for name, figure in figures.items()
+    )
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
-<html lang="{"zh-CN" if lang == "zh" else "en"}">
+<html lang="{"zh-CN" if lang == "zh" else "en"}" data-missing="{html.escape(say("no_plots", lang))}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -324,13 +439,16 @@ def _page(title: str, body: str, figures: Mapping[str, go.Figure], lang: Languag
 <main>
 {body}
 </main>
-<script type="application/json" id="plots" data-missing="{html.escape(say("no_plots", lang))}">{plots}</script>
-<script type="text/plain" id="plotly">{_plotly()}</script>
+{data}<script type="text/plain" id="plotly">{_plotly()}</script>
 <script>
 {script}</script>
 </body>
 </html>
 """
+
+
+def _escaped(document: str) -> str:
+    return document.replace("<", "\\u003c")
 
 
 @cache

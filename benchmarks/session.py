@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,17 +21,36 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from benchmarks import manifest
-from benchmarks.calls import Call, calls_of, digest
-from benchmarks.config import Scenario
-from benchmarks.errors import EndpointError, InterruptedRunError, UsageError
+from benchmarks import ci, manifest, ollama
+from benchmarks.arrivals import check_trace
+from benchmarks.calls import Call, calls_of
+from benchmarks.config import Limits, Scenario
+from benchmarks.errors import EndpointError, InterruptedRunError, InvalidRunError, ResultsError, UsageError
 from benchmarks.generator import Generator, ill_health
+from benchmarks.goodput import good_requests, share_interval
+from benchmarks.performance import test_result
 from benchmarks.plan import Run
 from benchmarks.progress import Display
 from benchmarks.records import Arm, Phase
-from benchmarks.results import RESULTS_VERSION, derive, read_journal
-from benchmarks.sampler import Sampler
+from benchmarks.results import (
+    JOURNAL,
+    RESULTS_VERSION,
+    Journal,
+    derive,
+    measured_records,
+    read_manifest,
+    to_frame,
+    write_parquet,
+)
+from benchmarks.sampler import Sampler, source_of
+from benchmarks.summary import event_gaps
+
+FULL_BYTES = 65_536
+"""A disk with less than this left is full: no journal goes on with it."""
+_resumed: ContextVar[Path | None] = ContextVar("_resumed", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +66,10 @@ class Side:
 class Session:
     """Use as a context; :meth:`send` does one run. Leaving it stops the generator and keeps what there is.
 
+    Within :func:`resuming`, a folder that was broken off is continued: its verb does everything again from the
+    beginning, and :meth:`send` answers from the manifest for as long as the runs it is asked for are there. A run that
+    was not finished is done again; what the journal has of it stays there and counts nowhere.
+
     Raises:
         UsageError: The calls cannot be read, or the results folder exists and holds results.
         EndpointError: A server does not answer its dialect.
@@ -53,28 +80,42 @@ class Session:
         if scenario.api_key_env is not None and not os.environ.get(scenario.api_key_env):
             raise UsageError(f"api_key_env names {scenario.api_key_env}, which is not set in the environment")
         self.calls: list[Call] = calls_of(scenario)
+        check_trace(scenario.arrivals, [call.text for call in self.calls], scenario.tokenizer)
         self.sides = {arm: replace(side, url=_base_url(side.url)) for arm, side in sides.items()}
         self.folder = results_folder(scenario)
         self.runs: list[dict[str, Any]] = []
         self.complete = False
         self._models: dict[Arm, str | None] = {}
+        self._descriptions: dict[Arm, dict[str, Any] | None] = {}
+        self._journal = Journal(self.folder / "requests.jsonl")
+        self._tables: list[pa.Table] = []
+        self._journal_whole = True
+        self._next_run = 0
+        self._broken_off: set[int] = set()
+        self._to_come: list[dict[str, Any]] = []
+        self._machine, self._software = manifest.machine(), manifest.software()
+        self._workload = manifest.workload(scenario, self.calls)
         self.created_at = datetime.now(UTC)
-        self.origin = time.perf_counter()
-        self._machine = manifest.machine()
-        self._journal = self.folder / "requests.jsonl"
-        pids = {f"server_{arm}": side.pid for arm, side in self.sides.items() if side.pid is not None}
-        self._sampler = Sampler(self.origin, scenario.sample_interval_s, pids)
+        self._resumed_at: list[str] = []
+        if (self.folder / "manifest.json").exists():
+            self._take_up(read_manifest(self.folder))
+        # Zero is the beginning of the first attempt, so that all attempts lie on one axis.
+        self.origin = time.perf_counter() - (datetime.now(UTC) - self.created_at).total_seconds()
+        sources = {f"server_{arm}": source_of(scenario, arm, side.url, side.pid) for arm, side in self.sides.items()}
+        self._sampler = Sampler(self.origin, scenario.sample_interval_s, sources, journal=self.folder / "samples.jsonl")
         self._generator = Generator(
-            scenario, origin=self.origin, journal=self._journal, log=self.folder / "generator.log"
+            scenario, origin=self.origin, journal=self._journal.path, log=self.folder / "generator.log"
         )
 
     def __enter__(self) -> Self:
-        self.write_manifest()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_disk_is_not_full(self.folder))
+            self.write_manifest()
             self.display.begin("starting the load generator")
             generator = stack.enter_context(self._generator)
             self._sampler.watch("generator", generator.pid)
             stack.enter_context(self._sampler)
+            self.display.watch(self._journal.path)
             for arm, side in self.sides.items():
                 self._probe(arm, side)
             self._stack = stack.pop_all()
@@ -82,32 +123,33 @@ class Session:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, trace)
 
     def send(self, arm: Arm, pair: int, phase: Phase, **limits: Any) -> dict[str, Any]:
-        """One run on one side; ``limits`` replace the scenario's ``users``, ``duration_s`` and so on."""
-        scenario = self.scenario
-        run = Run(
-            run=len(self.runs),
-            arm=arm,
-            pair=pair,
-            phase=phase,
-            url=self.sides[arm].url,
-            model=self._models.get(arm),
-            **{
-                "users": scenario.users,
-                "rate_per_s": scenario.rate_per_s,
-                "duration_s": scenario.duration_s,
-                "requests": scenario.requests,
-                **limits,
-            },
-        )
-        found = self._generator.run(run, self.display.tick)
-        self.display.tick(found["requests"], found["failed"])
-        found["set_aside"] = False
-        found["ill_health"] = ill_health(found, scenario.client_limits) if phase == "measure" else []
-        self.runs.append(found)
+        """One run on one side; ``limits`` replace the scenario's ``users``, ``duration_s`` and so on.
+
+        Raises:
+            InvalidRunError: The generator died, or the disk is full.
+            ResultsError: The runs of the folder that is continued are not those that are asked for now.
+        """
+        asked = json.loads(json.dumps({"arm": arm, "pair": pair, "phase": phase, **limits}, default=str))
+        if self._to_come:
+            found = self._to_come.pop(0)
+            if found["asked"] != asked:
+                raise ResultsError(
+                    f"{self.folder} cannot be continued: its run {found['run']} was {found['asked']}, "
+                    f"and would now be {asked}: start again in another folder"
+                )
+            found["set_aside"] = False
+            self.runs.append(found)
+            self.display.tick(found["requests"], found["failed"])
+            if not self._to_come:
+                self._warm_up_again()
+            return found
+        found = self._send(arm, pair, phase, limits)
+        found["asked"] = asked
+        self.write_manifest()
         return found
 
     def warm_up(self) -> None:
@@ -126,57 +168,178 @@ class Session:
             self.display.end()
 
     def records(self) -> pd.DataFrame:
-        """What the journal holds, with derived columns."""
-        records, _ = read_journal(self._journal)
-        return derive(records)
+        """What the journal holds of this attempt's runs and of finished earlier ones, with derived columns; without
+        the times of events, which are most of its bytes.
+        """
+        self._tables += [table.drop_columns(["event_times_s"]) for table in self._journal.tables()]
+        table = pa.concat_tables([JOURNAL.empty_table().drop_columns(["event_times_s"]), *self._tables])
+        out = pa.array(sorted(self._not_counted()), pa.int64())
+        return derive(to_frame(table.filter(pc.invert(pc.is_in(table["run"], out)))))
 
     def samples(self) -> pd.DataFrame:
         """What the sampler has read so far."""
         return self._sampler.frame()
 
     def keep(self, summary: dict[str, Any]) -> None:
-        """Write the results folder, the journal apart, which is there."""
-        records, _ = read_journal(self._journal)
-        records.to_parquet(self.folder / "requests.parquet", index=False)
-        self.samples().to_parquet(self.folder / "samples.parquet", index=False)
-        self.write_manifest()
-        write_json(self.folder / "summary.json", summary)
+        """Write the results folder, the journal apart, which is there; adds to ``summary`` what it takes all events to
+        know.
+
+        Raises:
+            InvalidRunError: The disk is full.
+        """
+        with _disk_is_not_full(self.folder):
+            parquet, samples, records = self.folder / "requests.parquet", self.samples(), self.records()
+            self._journal_whole = write_parquet(self._journal.path, parquet, self._not_counted())
+            samples.to_parquet(self.folder / "samples.parquet", index=False)
+            self.write_manifest()
+            document = read_manifest(self.folder)
+            measured = measured_records(records, [run for run in self.runs if run["set_aside"]])
+            for arm in self.sides:
+                own = measured[measured["arm"] == arm]
+                figures = summary[arm] if isinstance(summary.get(arm), dict) else summary
+                figures |= event_gaps(parquet, own["run"].unique().tolist()).summarise()
+                figures |= _goodput(own, self.scenario)
+                result = test_result(document, summary, own, samples, arm, self.folder)
+                name = "test_result_baseline.json" if len(self.sides) > 1 and arm == "a" else "test_result.json"
+                write_json(self.folder / name, result.model_dump(mode="json"))
+            summary["complete"], summary["journal_whole"] = self.complete, self._journal_whole
+            write_json(self.folder / "summary.json", summary)
+            ci.write_junit(summary, self.folder / "junit.xml")
+            ci.write_markdown(summary, self.folder / "report.md", self.scenario.lang)
         if self.scenario.out is None:
             point_to_latest(self.folder)
 
     def write_manifest(self) -> None:
-        scenario = self.scenario.model_dump(mode="json")
-        labelled = sum(call.label is not None for call in self.calls)
+        """After every run, so that what ends the benchmark finds it up to date."""
         document = {
             "results_version": RESULTS_VERSION,
             "kind": self.kind,
             "name": self.scenario.name,
             "created_at": self.created_at.isoformat(timespec="seconds"),
+            "created_unix": self.created_at.timestamp(),
+            "resumed_at": self._resumed_at,
             "complete": self.complete,
+            "journal_whole": self._journal_whole,
             "command": manifest.command_line(),
-            "scenario": scenario,
+            "scenario": self.scenario.model_dump(mode="json"),
             "sides": {
                 arm: {"name": side.name, "url": side.url, "pid": side.pid, "model": self._models.get(arm)}
+                | {"description": self._descriptions.get(arm), "image": side.settings.get("image")}
                 | {"settings": dict(side.settings)}
                 for arm, side in self.sides.items()
             },
-            "workload": {"calls": len(self.calls), "labelled": labelled, "sha256": digest(self.calls)},
-            "runs": self.runs,
+            "workload": self._workload,
+            "seeds": {"scenario": self.scenario.seed},
+            "runs": self.runs + self._to_come,
+            "broken_off_runs": sorted(self._broken_off),
             "machine": self._machine,
-            "software": manifest.software(),
+            "software": self._software,
         }
         write_json(self.folder / "manifest.json", document)
 
+    def _send(self, arm: Arm, pair: int, phase: Phase, limits: Mapping[str, Any]) -> dict[str, Any]:
+        """Really send."""
+        scenario = self.scenario
+        run = Run(
+            run=self._next_run,
+            arm=arm,
+            pair=pair,
+            phase=phase,
+            url=self.sides[arm].url,
+            model=self._models.get(arm),
+            **{
+                "users": scenario.users,
+                "rate_per_s": scenario.rate_per_s,
+                "duration_s": scenario.duration_s,
+                "requests": scenario.requests,
+                **limits,
+            },
+        )
+        self._next_run += 1
+        self.display.load(run.users, run.rate_per_s, run.duration_s, run.requests)
+        self._sampler.mark()
+        found = self._generator.run(run, self.display.tick)
+        self._sampler.mark()
+        self.display.tick(found["requests"], found["failed"])
+        found["set_aside"] = False
+        found["ill_health"] = ill_health(found, scenario.client_limits) if phase == "measure" else []
+        self.runs.append(found)
+        return found
+
     def _probe(self, arm: Arm, side: Side) -> None:
         """One request, so that what cannot be measured is said in one line and at once."""
+        model = self.scenario.model
         if self.scenario.dialect.startswith("chat"):
-            self._models[arm] = self.scenario.model or _first_model(side.url, self.scenario.api_key_env)
+            model = model or _first_model(side.url, self.scenario.api_key_env)
+            self._models[arm] = model
+        elif self.scenario.dialect.startswith("ollama"):
+            self._models[arm] = model = ollama.choose(side.url, model)
         self.display.begin(f"asking {side.url}")
-        self.send(arm, -1, "probe", users=1, rate_per_s=None, requests=1, duration_s=None)
+        self._send(arm, -1, "probe", {"users": 1, "rate_per_s": None, "requests": 1, "duration_s": None})
         self.display.end()
-        last = read_journal(self._journal)[0].iloc[-1]
+        last = self.records().iloc[-1]
         if isinstance(last["error"], str):
             raise EndpointError(side.url, _advice(last["error"], str(last["error_detail"])))
+        self._descriptions[arm] = manifest.description_of(side.url, self.scenario.api_key_env, model)
+
+    def _take_up(self, earlier: dict[str, Any]) -> None:
+        """Continue what the folder holds: runs that are finished count, records of others do not.
+
+        Raises:
+            ResultsError: The folder holds something else than what is asked for now.
+        """
+        if earlier["kind"] != self.kind:
+            raise ResultsError(f"{self.folder} holds a {earlier['kind']}, not a {self.kind}")
+        now = json.loads(json.dumps(self._workload, default=str))
+        different = [key for key in now if key != "sha256" and now[key] != earlier["workload"].get(key)]
+        if different:
+            raise ResultsError(
+                f"{self.folder} cannot be continued: {', '.join(different)} changed since it was begun: start again in "
+                "another folder"
+            )
+        self.created_at = datetime.fromtimestamp(earlier["created_unix"], UTC)
+        self._resumed_at = [*earlier["resumed_at"], datetime.now(UTC).isoformat(timespec="seconds")]
+        self.runs = [run for run in earlier["runs"] if "asked" not in run]
+        self._to_come = [run for run in earlier["runs"] if "asked" in run]
+        if len(self.sides) > 1:
+            self._forget_half_a_pair()
+        self._tables = [table.drop_columns(["event_times_s"]) for table in self._journal.tables()]
+        if not self._journal.whole:
+            # What would be written next must not continue half a line.
+            os.truncate(self._journal.path, self._journal.offset)
+        seen = {number for table in self._tables for number in pc.unique(table["run"]).to_pylist()}
+        finished = {run["run"] for run in (*self.runs, *self._to_come)}
+        self._broken_off = (seen - finished) | set(earlier["broken_off_runs"])
+        self._next_run = max([*seen, *finished, *self._broken_off], default=-1) + 1
+
+    def _forget_half_a_pair(self) -> None:
+        """A pair is two runs right after each other; one whose second half would come after a break is done again."""
+        last = self._to_come[-1] if self._to_come else None
+        if last is not None and last["phase"] == "measure":
+            pair = [run for run in self._to_come if run["phase"] == "measure" and run["pair"] == last["pair"]]
+            if len(pair) < len(self.sides):
+                self._to_come.pop()
+
+    def _warm_up_again(self) -> None:
+        """The servers were idle, or are new, since the run before: what they did once to be warm they do again."""
+        for run in [run for run in self.runs if run["phase"] == "warmup" and "asked" in run]:
+            limits = {key: value for key, value in run["asked"].items() if key not in {"arm", "pair", "phase"}}
+            self.display.begin(f"warm-up {run['arm'].upper()} after the break")
+            self._send(run["arm"], -1, "warmup", limits)
+
+    def _not_counted(self) -> set[int]:
+        """Runs that are broken off, and finished ones that the verb has not asked for again yet."""
+        return self._broken_off | {run["run"] for run in self._to_come}
+
+
+@contextlib.contextmanager
+def resuming(folder: Path) -> Iterator[None]:
+    """Within it, a session whose results go to ``folder`` continues what is there."""
+    token = _resumed.set(folder.resolve())
+    try:
+        yield
+    finally:
+        _resumed.reset(token)
 
 
 def results_folder(scenario: Scenario) -> Path:
@@ -189,8 +352,11 @@ def results_folder(scenario: Scenario) -> Path:
     if folder is None:
         stamp = datetime.now(UTC).astimezone().strftime("%Y%m%d-%H%M%S")
         folder = Path("runs") / f"{scenario.name}-{stamp}"
-    if (folder / "manifest.json").exists():
-        raise UsageError(f"{folder} holds results already: name another folder with out=")
+    if (folder / "manifest.json").exists() and folder.resolve() != _resumed.get():
+        raise UsageError(
+            f"{folder} holds results already: name another folder with out=, or go on with unfinished ones by "
+            f"python -m benchmarks resume {folder}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,13 +376,51 @@ def point_to_latest(folder: Path) -> None:
 def write_json(path: Path, document: Any) -> None:
     """Write ``document`` in whole or not at all."""
     part = path.with_suffix(path.suffix + ".part")
-    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False, default=str)
+    text = json.dumps(_finite(document), ensure_ascii=False, indent=1, allow_nan=False, default=str)
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: what has no finite value is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def interrupted(folder: Path) -> InterruptedRunError:
     return InterruptedRunError(f"interrupted: what was measured until then is in {folder}, marked as incomplete")
+
+
+@contextlib.contextmanager
+def _disk_is_not_full(folder: Path) -> Iterator[None]:
+    """Whatever fails for want of space is said in one line.
+
+    Raises:
+        InvalidRunError: The disk is full.
+    """
+    try:
+        yield
+    except (OSError, InvalidRunError) as error:
+        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+        if not full and shutil.disk_usage(folder).free >= FULL_BYTES:
+            raise
+        raise InvalidRunError(
+            f"the disk that holds {folder} is full: what was written until then is kept; make room, then go on "
+            f"with python -m benchmarks resume {folder}"
+        ) from error
+
+
+def _goodput(measured: pd.DataFrame, scenario: Scenario) -> dict[str, Any]:
+    """Where the scenario says what a good request is: their share, its interval, and good requests per second."""
+    limits = getattr(scenario, "limits", scenario.verdict.limits)
+    if not isinstance(limits, Limits) or limits == Limits() or not len(measured):
+        return {}
+    kept = good_requests(measured.sort_values("scheduled_s"), limits)
+    interval = share_interval(kept.tolist(), scenario.verdict.alpha)
+    return {"goodput": float(kept.mean()), "goodput_interval": [interval.low, interval.high]}
 
 
 def _base_url(url: str) -> str:

@@ -465,6 +465,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "The journal of requests was cut off or damaged: only what stands before the break is counted.",
         "zh": "请求日志被截断或损坏：只计入断点之前的内容。",
     },
+    "tiles_note": {"en": "B, and its change against A", "zh": "B，以及相对 A 的变化"},
     "running_now": {"en": "A, runs now", "zh": "A，当前版本"},
     "candidate": {"en": "B, candidate", "zh": "B，候选版本"},
     "figures": {"en": "Figures", "zh": "数字"},
@@ -503,7 +504,8 @@ TEXTS: dict[str, dict[Language, str]] = {
     "metrics_forest_note": {
         "en": "Right of the line: B is better. Filled: metrics that decide, green when B is certainly not worse than "
         "allowed (red mark), red when it certainly is. Hollow: shown only.",
-        "zh": "线右侧表示 B 更好。实心：参与判定的指标，确定未超出允许范围（红色刻度）为绿色，确定超出为红色。空心：仅供参考。",
+        "zh": "线右侧表示 B 更好。实心：参与判定的指标，确定未超出允许范围（红色刻度）为绿色，"
+        "确定超出为红色。空心：仅供参考。",
     },
     "pair": {"en": "pair {pair}", "zh": "第 {pair} 对"},
     "overall": {"en": "overall (t)", "zh": "总体（t）"},
@@ -550,8 +552,8 @@ TEXTS: dict[str, dict[Language, str]] = {
     "seconds_axis": {"en": "seconds since the start", "zh": "开始后的秒数"},
     "timeline": {"en": "Every request in time", "zh": "随时间的每个请求"},
     "timeline_note": {
-        "en": "Failed requests are crosses; warm-up is grey. Below, on the same axis: CPUs in use, and the memory of the "
-        "servers where it was read.",
+        "en": "Failed requests are crosses; warm-up is grey. Below, on the same axis: CPUs in use, and the servers' "
+        "memory where it was read.",
         "zh": "叉号为失败的请求，灰色为预热。下方同轴：占用的 CPU 数，以及所读取的服务器内存。",
     },
     "machine_cpu": {"en": "machine CPU", "zh": "整机 CPU"},
@@ -588,6 +590,17 @@ TEXTS: dict[str, dict[Language, str]] = {
     "generator_note": {
         "en": "at most {cpu:.0%} of one CPU; timers late by at most {lag:.1f} ms (median of a run)",
         "zh": "最多占一个 CPU 的 {cpu:.0%}；定时器最多迟 {lag:.1f} 毫秒（各次运行的中位数）",
+    },
+    "server": {"en": "server", "zh": "服务器"},
+    "server_a": {"en": "server A", "zh": "服务器 A"},
+    "server_b": {"en": "server B", "zh": "服务器 B"},
+    "quota": {"en": "quota {quota:g} CPUs", "zh": "配额 {quota:g} 个 CPU"},
+    "governor": {"en": "CPU governor", "zh": "CPU 调频策略"},
+    "revision": {"en": "git revision", "zh": "git 版本"},
+    "resumed": {"en": "resumed", "zh": "续跑"},
+    "work_pattern": {
+        "en": "{dialect}, {calls} calls ({labelled} labelled), arrivals: {pattern}",
+        "zh": "{dialect}，{calls} 通通话（{labelled} 通带标签），到达方式：{pattern}",
     },
     "work": {"en": "work", "zh": "工作量"},
     "work_closed": {
