@@ -22,6 +22,7 @@ import json
 import math
 import os
 import random
+import select
 import socket
 import struct
 import sys
@@ -156,6 +157,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         self.pool = self.client.client.clientpool.get_client(URL(load.run.url))._connection_pool  # noqa: SLF001
         self.pool.after_connect = self._connected
         self.connected_at: float | None = None
+        self.arrival: Arrival | None = None
 
     def _connected(self, connection: socket.socket) -> None:
         self.connected_at = time.perf_counter()
@@ -171,9 +173,16 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         self.client.client.clientpool.close()
 
     @task  # type: ignore[untyped-decorator]
-    def call(self) -> None:
+    def calls(self) -> None:
+        """All of this user's requests: as a task each, Locust's own turn between two would cost a tenth of the CPU."""
+        try:
+            while True:
+                self._call(self.load.next_due())
+        finally:
+            self._drop()
+
+    def _call(self, due: Due) -> None:
         load = self.load
-        due = load.next_due()
         call = load.calls[due.call]
         which, of = load.share
         record = Record(
@@ -249,14 +258,12 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         the request was answered, and it goes out once more on a new one, as every browser does (RFC 9112, 9.3.1).
         """
         while True:
-            self.connected_at = None
-            connection = self.pool.get_socket()
+            arrival = self._connection()
+            if self.connected_at is not None:
+                record.connected_s = self.connected_at - self.load.plan.origin
             keep = False
             try:
-                if self.connected_at is not None:
-                    record.connected_s = self.connected_at - self.load.plan.origin
-                arrival = Arrival(connection)
-                response, at = self._begin(connection, arrival, request, record)
+                response, at = self._begin(arrival, request, record)
                 location = self._read(_arriving(arrival, response, at), response, record)
                 keep = not response.should_close()
                 return location
@@ -264,16 +271,29 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 if self.connected_at is not None:
                     raise
             finally:
-                (self.pool.return_socket if keep else self.pool.release_socket)(connection)
+                if not keep:
+                    self._drop()
 
-    def _begin(
-        self, connection: socket.socket, arrival: Arrival, request: bytes, record: Record
-    ) -> tuple[HTTPResponse, float]:
+    def _connection(self) -> Arrival:
+        """The connection of the last request, or a new one; ``connected_at`` is when that was open."""
+        self.connected_at = None
+        if self.arrival is not None and self.arrival.closed_or_soiled():
+            self._drop()
+        if self.arrival is None:
+            self.arrival = Arrival(self.pool.get_socket())
+        return self.arrival
+
+    def _drop(self) -> None:
+        if self.arrival is not None:
+            self.pool.release_socket(self.arrival.connection)
+            self.arrival = None
+
+    def _begin(self, arrival: Arrival, request: bytes, record: Record) -> tuple[HTTPResponse, float]:
         """Send, and read until the headers of the answer are there, interim answers (1xx) passed over; and when."""
         origin = self.load.plan.origin
         broken: OSError | None = None
         try:
-            connection.sendall(request)
+            arrival.connection.sendall(request)
         except OSError as error:
             broken = error  # a server that has refused already answers before it closes
         response = HTTPResponse("POST")
@@ -371,20 +391,34 @@ class Arrival:
     """
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        self.connection = connection
         # Decrypted bytes may wait inside the TLS layer, where the kernel knows nothing of them.
         self._plain = not isinstance(connection, gevent.ssl.SSLSocket)
         self._hub = gevent.get_hub()
 
+    def closed_or_soiled(self) -> bool:
+        """Whether a connection that should be silent is not: the server closed it, or sent what nobody asked for."""
+        if self.connection.fileno() < 0:
+            return True
+        if not self._plain:
+            return bool(select.select([self.connection], [], [], 0)[0])
+        try:
+            self.connection._sock.recv(1, socket.MSG_PEEK)  # noqa: SLF001
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def read(self) -> tuple[bytes, float]:
         """What the next read gives, b"" at the end; and when it came, perf_counter seconds."""
         if not self._plain:
-            return bytes(self._connection.recv(READ_BYTES)), time.perf_counter()
+            return bytes(self.connection.recv(READ_BYTES)), time.perf_counter()
         # gevent's own recv tries to read before it waits, which between two tokens of a stream fails each time.
         while True:
-            self._hub.wait(self._connection._read_event)  # noqa: SLF001
+            self._hub.wait(self.connection._read_event)  # noqa: SLF001
             try:
-                data, notes, _, _ = self._connection._sock.recvmsg(READ_BYTES, STAMP_SPACE)  # noqa: SLF001
+                data, notes, _, _ = self.connection._sock.recvmsg(READ_BYTES, STAMP_SPACE)  # noqa: SLF001
             except BlockingIOError:
                 continue
             now = time.perf_counter()
