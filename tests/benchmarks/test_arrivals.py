@@ -287,6 +287,10 @@ def test_a_fitted_text_has_the_length_asked_for_and_repeats_itself(text, charact
 # The real client, as the server saw it.
 
 
+QUIET_MS = 0.5
+"""Where the machine wakes a thread later than this at p99, others use it, and its own lateness is allowed for."""
+
+
 class Timer:
     """How late this machine wakes a thread that asked for a moment, seconds, while something else is measured."""
 
@@ -339,22 +343,21 @@ def test_every_scheduled_request_is_sent_when_it_is_due(load, name):
     assert len(due) == len(seen) == len(records) == len(expected.offsets_s)
     assert records["error"].isna().all()
     assert due - due[0] == pytest.approx(expected.offsets_s - expected.offsets_s[0], abs=1e-6)
-    late, lateness = np.percentile(seen - due, [50, 99])
-    limit = 2e-3 + np.percentile(machine, 99)
-    print(
-        f"{name}: p50 {late * 1e3:.2f}, p99 {lateness * 1e3:.2f} ms; machine {np.percentile(machine, 99) * 1e3:.2f} ms"
-    )
+    usual, late = np.percentile((seen - due) * 1e3, [50, 99])
+    timers = np.percentile(machine, 99) * 1e3
+    print(f"{name}: late by p50 {usual:.2f}, p99 {late:.2f} ms; the machine's own timers p99 {timers:.2f} ms")
     assert (seen - due).min() > 0
-    if name != "burst":  # seven at one moment go one after the other, some 0.3 ms each
-        assert lateness < limit
+    # On the way to the server four processes and threads are woken; a machine that is busy delays each.
+    if name != "burst":  # seven at one moment go one after the other
+        assert late < (2 if timers < QUIET_MS else 2 + 4 * timers)
 
 
 def test_a_constant_rate_is_constant_at_the_server(load):
     due, seen, *_, machine = load(rate_per_s=50, duration_s=6)
 
-    noise = 2 * np.std(machine) / np.mean(np.diff(due))
-    print(f"CV {cv(np.diff(seen)):.4f}, of which the machine's timers {noise:.4f}")
-    assert cv(np.diff(seen)) < 0.05 + noise
+    noise = math.sqrt(2) * np.std(machine) / np.mean(np.diff(due))
+    print(f"CV {cv(np.diff(seen)):.4f}; that of the machine's own timers would be {noise:.4f}")
+    assert cv(np.diff(seen)) < (0.05 if noise < 0.02 else 0.05 + 2 * noise)
     assert len(seen) / 6 == pytest.approx(50, rel=0.005)
 
 
