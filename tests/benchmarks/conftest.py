@@ -58,6 +58,7 @@ class Client:
         self.origin = origin
         self._generator, self._journal, self._scenario = generator, journal, scenario
         self._runs = 0
+        self.pid = generator.pid
 
     def run(self, url: str, *, model: str | None = None, **load: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
         self._runs += 1

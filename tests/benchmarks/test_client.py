@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import ssl
 import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -244,6 +247,60 @@ def test_a_constant_rate_shows_a_frozen_server_where_a_closed_loop_hides_it(trut
     assert (closed_loop["latency_scheduled_s"] > 0.5).sum() == 4
 
 
+@pytest.mark.parametrize("load", [{"users": 4}, {"rate_per_s": 40}])
+def test_a_run_lasts_as_long_as_it_says(truth_server, client, load):
+    """To 1 %: Locust's own -t ends early by the CPU time spent before (gevent's clock stands still meanwhile)."""
+    server = truth_server("service_ms=5")
+
+    records, said = client("classify").run(server.url, duration_s=4.0, **load)
+
+    sending = records["sent_s"].max() - said["started_s"]
+    longest = (records["end_s"] - records["sent_s"]).max()
+    assert sending <= 4.0 + 0.04
+    assert said["ended_s"] - said["started_s"] == pytest.approx(4.0, abs=0.04 + longest)
+
+
+def test_a_server_may_listen_on_ipv6(client):
+    answer = b'HTTP/1.1 200 OK\r\nContent-Length: 36\r\n\r\n{"category": "x", "confidence": 0.5}'
+    with _answering(answer, keep=True, host="::1") as port:
+        records, _ = client("classify").run(f"http://[::1]:{port}", users=1, requests=3)
+
+    assert records["error"].isna().all()
+
+
+def test_a_request_goes_out_again_where_the_server_closed_the_connection_while_it_was_idle(client):
+    """Twice answered on each connection, then closed without a word, as servers with a keep-alive limit do."""
+    body = b'{"category": "x", "confidence": 0.5}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    accepted: list[int] = []
+    with _answering(answer, keep=True, accepted=accepted, answers=2) as port:
+        records, _ = client("classify").run(f"http://127.0.0.1:{port}", users=1, requests=8)
+
+    assert records["error"].isna().all()
+    assert len(accepted) == 4
+    assert records["connected_s"].notna().sum() == 4
+
+
+def test_the_kernels_stamp_does_not_wait_for_the_client(truth_server, client):
+    """A client that is stopped while an answer arrives (SIGSTOP for 0.3 s) still knows when it arrived."""
+    server = truth_server("service_ms=400")
+    caller = client("classify")
+
+    def freeze():
+        time.sleep(0.25)
+        os.kill(caller.pid, signal.SIGSTOP)
+        time.sleep(0.4)
+        os.kill(caller.pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=freeze)
+    thread.start()
+    records, _ = caller.run(server.url, users=1, requests=1)
+    thread.join()
+
+    written = server.log()[0]["written"][0] - caller.origin
+    assert records["end_s"][0] - written < 0.05
+
+
 def test_a_busy_generator_says_so(truth_server, client):
     """With answers that take no time the generator itself is the limit."""
     server = truth_server("service_ms=0")
@@ -275,17 +332,21 @@ def _answering(
     accepted: list[int] | None = None,
     seen: list[bytes] | None = None,
     tls: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
+    answers: int = 1_000_000,
 ) -> Iterator[int]:
-    """A server that reads a request, writes ``answer`` and closes, or waits for the next request."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    """A server that reads a request, writes ``answer`` and closes, or waits for the next, up to ``answers``."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
     def serve(connection: socket.socket) -> None:
         with suppress(OSError), connection if tls is None else tls.wrap_socket(connection, server_side=True) as wire:
+            left = answers
             while data := wire.recv(65536):
                 if seen is not None:
                     seen.append(data)
                 wire.sendall(answer)
-                if not keep:
+                left -= 1
+                if not keep or not left:
                     return
 
     def listen() -> None:
