@@ -212,7 +212,9 @@ def _error(answer: Answer, frame: Frame, at: float) -> Iterator[Step]:
         data = b"error: " + json.dumps(answer.error()).encode() + b"\n\n"
     yield Step(at, [data])
     # LMDeploy sends its end mark behind an error, the others end.
-    if "error_done" in answer.modes or answer.dialect == "lmdeploy_stream":
+    if answer.dialect == "lmdeploy_stream" or ("error_done" in answer.modes and answer.dialect in END_MARKED):
+        yield Step(at, [frame(b"[DONE]")], end=True)
+    elif "error_done" in answer.modes:
         yield from _end(answer, frame, at)
 
 
