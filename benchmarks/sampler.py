@@ -50,7 +50,7 @@ COLUMNS = (
 )
 _TEXT_COLUMNS = ("source", "metrics")
 
-SCRAPE_INTERVAL_S = 2.0  # 300 series cost a reader 5 ms and a Python server as much
+SCRAPE_INTERVAL_S = 2.0  # our own 270 lines take 3.2 ms of CPU to read and the server 1.6 ms to write
 MIN_INTERVAL_S = 0.04  # CPU time is counted in steps of 10 ms: a share over less says nothing
 MARK_S = 0.1  # what was read just before and after a run belongs to it
 _MIB = 2**20
