@@ -163,8 +163,8 @@ def _confusion(both: pd.DataFrame) -> dict[str, Any]:
     """How often A said the row and B the column; and A and B against the label, where there are labels."""
 
     def table(rows: str, columns: str) -> list[list[int]]:
-        counts = both.groupby([rows, columns]).size()
-        return [[int(counts.get((row, column), 0)) for column in names] for row in names]
+        counts = Counter(zip(both[rows], both[columns], strict=True))
+        return [[counts[row, column] for column in names] for row in names]
 
     columns = [both["category_a"], both["category_b"], both["label_a"].dropna()]
     names = sorted({str(value) for column in columns for value in column})
