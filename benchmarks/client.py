@@ -22,6 +22,7 @@ import json
 import math
 import os
 import random
+import re
 import select
 import socket
 import struct
@@ -62,6 +63,9 @@ STAMP_SPACE = socket.CMSG_SPACE(STAMP.size)
 STAMP_TRUST_S = 60.0  # data that would have waited longer were stamped by a clock that was set since
 LAG_TICK_S = 0.01
 LOOK_UP_S = 0.5  # the dispatcher sees a stop in a pause of its schedule after so long
+STREAM_KINDS = re.compile("event-stream|ndjson|json")
+HEAD_END = re.compile(rb"\r?\n\r?\n")
+MAX_HEAD_BYTES = 2**20
 AFTER_END_S = 0.1  # a server that keeps the connection after its end mark is left; its stream was complete
 MAX_REDIRECTS = 3
 PAUSE_AFTER_ERROR_S = 0.1  # a closed loop would otherwise spin on a server that refuses
@@ -297,6 +301,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         except OSError as error:
             broken = error  # a server that has refused already answers before it closes
         response = HTTPResponse("POST")
+        head = b""
         while not response.headers_complete or response.get_code() < 200:
             try:
                 data, at = arrival.read()
@@ -306,7 +311,11 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 raise _SilentCloseError(str(broken or "the server closed the connection without an answer"))
             if record.first_byte_s is None:
                 record.first_byte_s = at - origin
-            response.feed(data)
+            head += data
+            if data and HEAD_END.search(head) is None and len(head) < MAX_HEAD_BYTES:
+                continue
+            response.feed(_without_optional_space(head))
+            head = b""
             if not data and not response.headers_complete:
                 raise HTTPConnectionClosed("the connection was closed in the headers")
         record.status = response.get_code()
@@ -333,10 +342,10 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 f"expected a stream of events, got {kind!r}: {describe_failure(data)}",
             )
         else:
-            self._read_stream(body, record)
+            self._read_stream(body, kind, record)
         return None
 
-    def _read_stream(self, body: Body, record: Record) -> None:
+    def _read_stream(self, body: Body, kind: str, record: Record) -> None:
         """Read events as they arrive. Parsing JSON waits until the stream has ended: it would delay the others."""
         origin = self.load.plan.origin
         reader = self.api.reader()
@@ -361,6 +370,8 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         finally:
             patience.close()
         reader.close(time.perf_counter() - origin)
+        if not reader.events and broken is None and not STREAM_KINDS.search(kind):
+            raise AnswerError("malformed", f"expected a stream of events, got {record.bytes} bytes of {kind!r}")
         scenario = self.load.scenario
         try:
             read_stream(scenario.dialect, reader.events, record, self.load.count, keep_text=scenario.keep_texts)
@@ -368,6 +379,17 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             if broken is not None and error.kind in {"truncated", "malformed"}:
                 raise AnswerError("truncated", f"{error.detail}; the connection broke: {broken}") from broken
             raise
+
+
+def _without_optional_space(head: bytes) -> bytes:
+    """``head`` without the white space that may stand around a field's value (RFC 9112, 5.1), which llhttp keeps: it
+    would take ``chunked`` with a tab for another coding.
+    """
+    if b"\t" not in head and b" \r\n" not in head:
+        return head
+    end = HEAD_END.search(head)
+    fields = head if end is None else head[: end.end()]
+    return re.sub(rb"[ \t]+(?=\r?\n)", b"", re.sub(rb"(?<=:)[ \t]+", b" ", fields)) + head[len(fields) :]
 
 
 def _read_whole(body: Body) -> tuple[bytes, float]:

@@ -133,6 +133,8 @@ def read_stream(
         try:
             delta = api.delta(chunk)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            if event.type != b"message":
+                continue  # a ping, or what else a server may say beside the answer
             raise AnswerError("malformed", f"an event lacks a field or has a wrong type: {error!r}") from error
         if delta.finish_reason is not None:
             record.finish_reason = delta.finish_reason
@@ -144,7 +146,9 @@ def read_stream(
             record.output_tokens, record.token_source = delta.output_tokens, "server"
         if delta.reasoning or delta.content:
             if record.first_token_s is None:
-                record.first_token_s, counted_first = event.at, delta.output_tokens
+                record.first_token_s = event.at
+            if event.at == record.first_token_s:
+                counted_first = delta.output_tokens
             record.last_token_s = event.at
             record.events += 1
             record.event_times_s.append(round(event.at, 6))
@@ -171,22 +175,22 @@ def read_stream(
 def _tokens_first_event(
     record: Record, texts: Sequence[tuple[float, str, bool]], counted: int | None, count: CountTokens | None
 ) -> float | None:
-    """The server's count, else the tokenizer's, else the first event's share of the characters.
+    """Tokens that came in the first moment, be it in one event or in several that were sent together.
 
-    Servers that send each token by itself sometimes count the one that ended the answer and sent no text: as many
-    events as tokens, or one fewer, means one token each. A share of events would be wrong where the first event has
-    fewer tokens than the others, as with speculative decoding.
+    The server's count, else the tokenizer's, else their share of the characters. Servers that send each token by itself
+    sometimes count the one that ended the answer and sent no text: as many events as tokens, or one fewer, means one
+    token each. A share of events would be wrong where the first event has fewer tokens than the others, as with
+    speculative decoding.
     """
     if counted:
         return float(counted)
-    at = texts[0][0]
-    first = "".join(text for moment, text, _ in texts[:2] if moment == at)
+    first = "".join(text for at, text, _ in texts if at == texts[0][0])
     if count is not None:
         return float(count(first))
     if record.output_tokens is None:
         return None
     if record.events >= record.output_tokens - 1:
-        return 1.0
+        return float(sum(at == texts[0][0] for at, _, _ in texts))
     total = sum(len(text) for _, text, _ in texts)
     return max(1.0, record.output_tokens * len(first) / total)
 
