@@ -1,6 +1,6 @@
 """Stands in for ``python -m model_server ENVIRONMENT serving.port=N`` at the wire, and knows what its settings do:
-``max_batch_size`` slots, 20 ms a call; ``kv_cache_bits`` 8 halves that; ``quantization_bits`` 4 halves that too, and
-puts every fifth call into the wrong category; ``max_sequence_length`` 16 cannot be served.
+``max_batch_size`` slots, 10 ms a call; ``kv_cache_bits`` 8 halves that and puts every fifth call into the wrong
+category; ``max_sequence_length`` 16 cannot be served. It does not look at others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pydantic import BaseModel
 settings = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))["optimization_settings"]
 port = int(next(word for word in sys.argv[2:] if word.startswith("serving.port=")).partition("=")[2])
 slots = asyncio.Semaphore(settings["max_batch_size"])
-service_s = 0.020 / (2 if settings["kv_cache_bits"] == 8 else 1) / (2 if settings["quantization_bits"] == 4 else 1)
+careless = settings["kv_cache_bits"] == 8
+service_s = 0.005 if careless else 0.010
 app = FastAPI()
 
 
@@ -35,7 +36,7 @@ async def classify(body: Body) -> dict[str, object]:
     async with slots:
         await asyncio.sleep(service_s)
     category = body.text.rpartition("#")[2]
-    if settings["quantization_bits"] == 4 and int(body.text.split()[1]) % 5 == 0:
+    if careless and int(body.text.split()[1]) % 5 == 0:
         category = "物流" if category != "物流" else "账单争议"
     return {"category": category, "confidence": 0.9, "probabilities": {category: 0.9}, "needs_review": False}
 
