@@ -303,8 +303,8 @@ def evaluate(
     return found | {
         "pair_intervals": [] if comparison is None else _pair_intervals(by_run, table, scenario, level),
         "percentile_intervals": {arm: percentile_intervals(rows, rules.alpha) for arm, rows in by_arm.items()},
-        "a": summarise(by_arm["a"], users["a"]) | server_use(samples, "server_a", _of(table, "a")),
-        "b": summarise(by_arm["b"], users["b"]) | server_use(samples, "server_b", _of(table, "b")),
+        "a": _figures(scenario, by_arm["a"], users["a"], samples, "server_a", _of(table, "a")),
+        "b": _figures(scenario, by_arm["b"], users["b"], samples, "server_b", _of(table, "b")),
     }
 
 
@@ -342,6 +342,14 @@ def _by_run(measured: pd.DataFrame) -> dict[int, pd.DataFrame]:
 def _compared_metrics(rules: VerdictRules) -> list[Metric]:
     """Those that are compared by their ratio, the primary one first."""
     return [rules.primary, *(name for name in get_args(Metric) if name in rules.guards and name != rules.primary)]
+
+
+def _figures(
+    scenario: Scenario, records: pd.DataFrame, users: int, samples: pd.DataFrame, source: str, runs: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One side in a few numbers: how it answered, and what that took."""
+    found = summarise(records, users)
+    return found | server_use(samples, source, runs, tokens=found["output_tokens"], cost=scenario.cost)
 
 
 def _of(table: list[dict[str, Any]], arm: Arm) -> list[dict[str, Any]]:

@@ -61,7 +61,8 @@ def run(scenario: Scenario, display: Display) -> tuple[int, dict[str, Any]]:
     runs = [found for found in session.runs if found["phase"] == "measure"]
     users = scenario.users or max((found["peak_in_flight"] for found in runs), default=0)
     reasons = [reason for found in runs for reason in found["ill_health"]]
-    summary = summarise(measured, users) | server_use(session.samples(), "server_a", runs)
+    summary = summarise(measured, users)
+    summary |= server_use(session.samples(), "server_a", runs, tokens=summary["output_tokens"], cost=scenario.cost)
     if not summary["successful_requests"]:
         reasons.append(
             f"none of {summary['total_requests']} requests succeeded: {summary['errors'] or 'none was sent'}"

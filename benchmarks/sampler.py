@@ -510,9 +510,9 @@ def served(metrics: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> dict[str
     seconds = sum(float(run["ended_s"] - run["started_s"]) for run in runs)
     found: dict[str, Any] = {
         "client_requests": sum(int(run["requests"]) for run in runs),
-        "requests": increase(metrics, "requests_total", runs),
-        "prompt_tokens": increase(metrics, "prompt_tokens_total", runs),
-        "output_tokens": increase(metrics, "output_tokens_total", runs),
+        "requests": increase(metrics, "requests_total", runs, marked=True),
+        "prompt_tokens": increase(metrics, "prompt_tokens_total", runs, marked=True),
+        "output_tokens": increase(metrics, "output_tokens_total", runs, marked=True),
     }
     for name in ("queue_depth", "running"):
         found[f"{name}_mean"], found[f"{name}_peak"] = _mean(metrics, name, runs), _peak(metrics, name, runs)
@@ -521,7 +521,7 @@ def served(metrics: pd.DataFrame, runs: Sequence[Mapping[str, Any]]) -> dict[str
         {name: value for kind in ("counters", "gauges") for name, value in row[kind].items()} for row in every
     )
     spread["at_s"] = metrics.loc[metrics["metrics"].notna(), "at_s"].to_numpy(float)
-    totals = {name: increase(spread, name, runs) for name in _names(every, "counters")}
+    totals = {name: increase(spread, name, runs, marked=True) for name in _names(every, "counters")}
     found["counters"] = {name: {"total": total, "per_s": _per(total, seconds)} for name, total in totals.items()}
     found["gauges"] = {
         name: {"mean": _mean(spread, name, runs), "peak": _peak(spread, name, runs)} for name in _names(every, "gauges")
@@ -533,10 +533,16 @@ def _names(every: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     return sorted({name for row in every for name in row[kind]})
 
 
-def increase(rows: pd.DataFrame, column: str, runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """By how much a counter grew during ``runs``, interpolated to their ends; None when two rows do not hold it.
+def increase(
+    rows: pd.DataFrame, column: str, runs: Sequence[Mapping[str, Any]], *, marked: bool = False
+) -> float | None:
+    """By how much a counter grew during ``runs``; None when fewer than two rows hold it.
 
     A counter that falls was set to 0 in between, as a server's are when it starts again.
+
+    Args:
+        marked: Take what was read just before and after a run as its ends, for a count that must be exact; else the
+            ends are interpolated, for what is used all the time.
     """
     values = rows[column].to_numpy(float)
     there = ~np.isnan(values)
@@ -546,7 +552,15 @@ def increase(rows: pd.DataFrame, column: str, runs: Sequence[Mapping[str, Any]])
     steps = np.diff(values)
     steps = np.where(steps < 0, values[1:], steps)
     grown = np.concatenate(([0.0], np.cumsum(steps)))
-    return sum(float(np.interp(run["ended_s"], at, grown) - np.interp(run["started_s"], at, grown)) for run in runs)
+    total = 0.0
+    for run in runs:
+        begin, end = run["started_s"], run["ended_s"]
+        if marked:
+            before, after = at[at <= begin], at[at >= end]
+            begin = before[-1] if len(before) and begin - before[-1] <= MARK_S else begin
+            end = after[0] if len(after) and after[0] - end <= MARK_S else end
+        total += float(np.interp(end, at, grown) - np.interp(begin, at, grown))
+    return total
 
 
 def _within(rows: pd.DataFrame, column: str, runs: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, Any]:

@@ -419,8 +419,8 @@ TEXTS: dict[str, dict[Language, str]] = {
     },
     "soak_stopped": {"en": "Interrupted after {cells} cells.", "zh": "在 {cells} 段之后中断。"},
     "soak_ill": {
-        "en": "{cells} cells say nothing about latency, because the load generator got too little CPU in them.",
-        "zh": "有 {cells} 段因负载生成器得不到足够的 CPU，不能说明延迟。",
+        "en": "Cells that say nothing about latency, because the load generator was not well in them: {cells}.",
+        "zh": "因负载生成器状态不佳而不能说明延迟的段数：{cells}。",
     },
     "soak_neighbours": {
         "en": "Other processes of this machine used more and more CPU meanwhile: a latency that rises may be theirs.",
