@@ -345,7 +345,12 @@ def _compared_metrics(rules: VerdictRules) -> list[Metric]:
 
 
 def _figures(
-    scenario: Scenario, records: pd.DataFrame, users: int, samples: pd.DataFrame, source: str, runs: list[dict[str, Any]]
+    scenario: Scenario,
+    records: pd.DataFrame,
+    users: int,
+    samples: pd.DataFrame,
+    source: str,
+    runs: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """One side in a few numbers: how it answered, and what that took."""
     found = summarise(records, users)
