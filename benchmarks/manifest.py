@@ -28,7 +28,6 @@ PACKAGES = (
     "geventhttpclient",
     "numpy",
     "pandas",
-    "plotly",
     "psutil",
     "pyarrow",
     "pydantic",

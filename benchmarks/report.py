@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import pandas as pd
 
+from benchmarks import plots
 from benchmarks.ci import statements
 from benchmarks.command_line import parser, words_of
 from benchmarks.config import Language
 from benchmarks.errors import ResultsError, UsageError
+from benchmarks.plots import Plot
 from benchmarks.results import load, measured_records, read_manifest
 from benchmarks.summary import EventGaps, event_gaps, shown_figures
 from benchmarks.texts import TEXTS, say, say_meaning
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _HERE = Path(__file__).parent
 # Lower is better for all tiles but these.
@@ -124,6 +120,7 @@ def render(content: _Content) -> str:
         _card(say("figures", lang), _table_of_figures(content)),
         _plots(figures, content),
         _cells(summary, lang),
+        _confusion((summary.get("quality") or {}).get("confusion"), lang),
         _slowest(content.measured, lang, sides=content.compared),
         _settings(manifest, lang) if content.compared else "",
         _machine(manifest, lang),
@@ -188,13 +185,11 @@ def _change(before: float | None, now: float, key: str) -> str:
     return f'<span class="change {"better" if better else "worse"}">{share:+.1%}</span>'
 
 
-def _figures(content: _Content) -> dict[str, go.Figure]:
+def _figures(content: _Content) -> dict[str, Plot]:
     """Every plot that there is something to show for, in the order of the page."""
-    from benchmarks import plots
-
     summary, lang, names = content.summary, content.lang, content.names
     quality = summary.get("quality") or {}
-    found: dict[str, go.Figure | None] = {}
+    found: dict[str, Plot | None] = {}
     if summary.get("comparison") is not None and summary.get("pair_intervals"):
         found["forest"] = plots.forest(summary, content.manifest["scenario"]["verdict"]["margin"], lang)
         found["metrics_forest"] = plots.metrics_forest(summary, lang)
@@ -212,14 +207,12 @@ def _figures(content: _Content) -> dict[str, go.Figure]:
             found["throughput"] = plots.runs_in_order(summary["runs"], names, lang)
         cpus = content.manifest["machine"]["cpus"]
         found["timeline"] = plots.timeline(content.records, content.samples, names, cpus, lang)
-    if "confusion" in quality:
-        found["confusion"] = plots.agreement(quality["confusion"])
     if "f1_a" in quality:
         found["f1"] = plots.f1_bars(quality, names)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _plots(figures: Mapping[str, go.Figure], content: _Content) -> str:
+def _plots(figures: Mapping[str, Plot], content: _Content) -> str:
     """Pairs of plots side by side; a plot without a neighbour, or that needs the width, is wide."""
     rules = content.manifest.get("scenario", {}).get("verdict", {})
     values = {
@@ -244,10 +237,11 @@ def _plots(figures: Mapping[str, go.Figure], content: _Content) -> str:
     return f'<div class="plots">{"".join(parts)}</div>' if parts else ""
 
 
-def _plot(name: str, figure: go.Figure, lang: Language, *, wide: bool = False, **values: Any) -> str:
-    note = html.escape(say(f"{name}_note", lang, **values))
-    return f"""<section class="card{" wide" if wide else ""}"><h2>{html.escape(say(name, lang))}</h2>
-<p class="note">{note}</p><div class="plot" id="plot-{name}" style="height:{figure.layout.height}px"></div></section>
+def _plot(name: str, figure: Plot, lang: Language, *, wide: bool = False, **values: Any) -> str:
+    title, note = html.escape(say(name, lang)), html.escape(say(f"{name}_note", lang, **values))
+    return f"""<section class="card{" wide" if wide else ""}"><h2>{title}</h2><p class="note">{note}</p>
+<div class="plot" id="plot-{name}" data-title="{title}" style="height:{figure["height"]}px"></div>
+</section>
 """
 
 
@@ -282,6 +276,27 @@ def _cells(summary: Mapping[str, Any], lang: Language) -> str:
     ]
     heads = [say("cell_load", lang), *(say(name, lang) for _, name, _ in shown), say("cell_kept", lang)]
     return _card(say("cells", lang), _table(heads, cells))
+
+
+def _confusion(confusion: Mapping[str, Any] | None, lang: Language) -> str:
+    """How many calls A put into the row's and B into the column's category."""
+    if confusion is None:
+        return ""
+    names, counts = confusion["categories"], confusion["a_b"]
+    most = max((count for row in counts for count in row), default=0) or 1
+    heads = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
+    body = ""
+    for name, row in zip(names, counts, strict=True):
+        # Shaded by the square root: one disagreement must show beside a hundred agreements.
+        cells = "".join(
+            f'<td class="{"same" if name == other else "other"}" style="--share:{(count / most) ** 0.5:.3f}" '
+            f'title="A {html.escape(name)}, B {html.escape(other)}">{count or ""}</td>'
+            for other, count in zip(names, row, strict=True)
+        )
+        body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    table = f'<table class="heat"><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    note = f'<p class="note">{html.escape(say("confusion_note", lang))}</p>'
+    return _card(say("confusion", lang), f'{note}<div class="scroll">{table}</div>')
 
 
 def _slowest(measured: pd.DataFrame | None, lang: Language, *, sides: bool) -> str:
@@ -417,16 +432,16 @@ def _css(answer: str) -> str:
     return answer.lower().replace(" ", "-")
 
 
-def _page(title: str, body: str, figures: Mapping[str, go.Figure], lang: Language) -> str:
+def _page(title: str, body: str, figures: Mapping[str, Plot], lang: Language) -> str:
     # One element for each plot, parsed when it is drawn. "</script" and "<!--" would end or change it.
     data = "".join(
-        f'<script type="application/json" class="data" data-plot="{name}">{_escaped(figure.to_json())}</script>\n'
+        f'<script type="application/json" class="data" data-plot="{name}">{_escaped(figure)}</script>\n'
         for name, figure in figures.items()
     )
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     return f"""<!DOCTYPE html>
-<html lang="{"zh-CN" if lang == "zh" else "en"}" data-missing="{html.escape(say("no_plots", lang))}">
+<html lang="{"zh-CN" if lang == "zh" else "en"}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -439,21 +454,12 @@ def _page(title: str, body: str, figures: Mapping[str, go.Figure], lang: Languag
 <main>
 {body}
 </main>
-{data}<script type="text/plain" id="plotly">{_plotly()}</script>
-<script>
+{data}<script>
 {script}</script>
 </body>
 </html>
 """
 
 
-def _escaped(document: str) -> str:
-    return document.replace("<", "\\u003c")
-
-
-@cache
-def _plotly() -> str:
-    """plotly.js, gzip in base64: 1.9 MB in place of 4.8; every browser since 2023 unpacks it."""
-    from plotly.offline import get_plotlyjs
-
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+def _escaped(plot: Plot) -> str:
+    return json.dumps(plot, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -102,7 +102,8 @@ class EventGaps:
     """
 
     counts: NDArray[np.int64]
-    """(2^19,): by the leading bits of the gap in seconds as a float32."""
+    """(2^19,): by the leading bits of the gap in seconds as a float32; what is shorter than a microsecond, which no
+    clock here tells apart, is one."""
 
     @property
     def total(self) -> int:
@@ -132,11 +133,11 @@ def event_gaps(parquet: Path, runs: Collection[int]) -> EventGaps:
             rows = file.read_row_group(group, columns=["run", "error", GAPS.name])
             counted = pc.and_(pc.is_in(rows["run"], wanted), pc.is_null(rows["error"]))
             for chunk in rows[GAPS.name].filter(counted).chunks:
-                bits = chunk.flatten().to_numpy().view(np.int32)
+                bits = np.maximum(chunk.flatten().to_numpy(), np.float32(1e-6)).view(np.int32)
                 offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-                counts += np.bincount(bits.clip(0) >> _BIN_BITS, minlength=len(counts))
+                counts += np.bincount(bits >> _BIN_BITS, minlength=len(counts))
                 # The first of a stream is the time to its first event.
-                firsts = bits[offsets[:-1][offsets[:-1] < offsets[1:]]].clip(0)
+                firsts = bits[offsets[:-1][offsets[:-1] < offsets[1:]]]
                 counts -= np.bincount(firsts >> _BIN_BITS, minlength=len(counts))
     return EventGaps(counts)
 
