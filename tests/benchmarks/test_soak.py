@@ -220,10 +220,10 @@ def soaking(tmp_path):
 
 
 def load_of(server, folder, *words):
-    """A soak at loopback, compressed: 20 requests a second, cells of 2 s, limits to fit."""
+    """A soak at loopback, compressed: 18 requests a second, cells of 1.5 s, limits to fit."""
     return [
-        "soak", SOAK, f"url={server.url}", f"pid={server.pid}", f"out={folder}", "users=null", "rate_per_s=15",
-        "warmup_s=1", "cell_s=2", "duration_s=28", "sample_interval_s=0.2", "limits.latency_p50=20",
+        "soak", SOAK, f"url={server.url}", f"pid={server.pid}", f"out={folder}", "users=null", "rate_per_s=18",
+        "warmup_s=1", "cell_s=1.5", "duration_s=21", "sample_interval_s=0.2", "limits.latency_p50=20",
         "limits.latency_p95=40", "limits.memory_mb=1000", "limits.open_files=3000", "limits.threads=3000", *words,
     ]  # fmt: skip
 
@@ -260,7 +260,7 @@ def test_a_leak_and_a_slow_down_are_found_and_a_clean_server_is_not_accused(trut
     # It is three times this in an hour of doubling each minute from 114 ms; neighbours may be the reason all the same.
     assert slow["slope_per_hour"] == pytest.approx(60 * 114, rel=0.3)
     assert slow["verdict"] == "FAIL" or found["slow"]["neighbours_grew"]
-    assert found["clean"]["total_requests"] == pytest.approx(28 * 15, abs=14)
+    assert found["clean"]["total_requests"] == pytest.approx(21 * 18, abs=14)
     assert len(found["clean"]["cells"]) == 14
     assert all(len(each["at_s"]) == len(each["values"]) == 14 for each in found["clean"]["series"])
     if not found["slow"]["neighbours_grew"]:
