@@ -35,6 +35,7 @@ CPU_STREAMS, CPU_ROUNDS, CPU_TPOT_MS = 32, 12, 20
 CPU_PEERS = ("guidellm", "locust")
 BARS = {"guidellm": 0.5, "locust": 1.1}
 """Our CPU per event over the peer's is to be at most this."""
+FIGURES = (("ttft_ms", "{:.1f}"), ("tpot_ms", "{:.2f}"), ("tokens", "{:g}"))
 TTFT_BAR_MS, TPOT_BAR = 3.0, 0.01
 TOOL_LIMIT_S = 300
 
@@ -184,6 +185,8 @@ def cell(found: dict[str, Any]) -> str:
     reported, truth = found["reported"], found["truth"]
     if reported is None:
         return str(found["reason"])
+    if not reported["succeeded"]:
+        return f"**{reported['failed']} failed**"
     if truth is None:
         return "nothing was streamed to its end"
     off = {
@@ -193,7 +196,7 @@ def cell(found: dict[str, Any]) -> str:
     }
     figures = " / ".join(
         _bold("-" if reported[name] is None else pattern.format(reported[name]), bold=off[name])
-        for name, pattern in (("ttft_ms", "{:.1f}"), ("tpot_ms", "{:.2f}"), ("tokens", "{:g}"))
+        for name, pattern in FIGURES
     )
     return f"**{reported['failed']} failed** {figures}" if reported["failed"] else figures
 
@@ -211,8 +214,8 @@ def report_table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     for mode, clients in found.items():
         truths = [each["truth"] for each in clients.values() if each["truth"]]
         truth = " / ".join(
-            pattern.format(float(np.median([each[name] for each in truths])))
-            for name, pattern in (("ttft_ms", "{:.1f}"), ("tpot_ms", "{:.2f}"), ("tokens", "{:g}"))
+            pattern.format(float(np.median([each[name] for each in truths]))) if truths else "-"
+            for name, pattern in FIGURES
         )
         cells = " | ".join(cell(clients[name]) for name in names)
         lines.append(f"| {mode} | {truth} | {cells} |")
