@@ -4,8 +4,9 @@ The slope is Theil and Sen's, the test Mann and Kendall's. Cells of a soak are n
 machine slows down several in a row. Independence assumed, 20 values of a first-order process with correlation 0.5
 and no trend "grow" in 16 % of cases at a level of 5 % (one-sided); the usual cure (Hamed and Rao: every
 autocorrelation of the ranks that is significant) leaves 17 %, because those few values give are too small and wander.
-Here the first autocorrelation alone, corrected for what taking the trend out costs it, widens the variance: 7 %, and
-3 % without correlation (800 series each; tests/benchmarks/test_soak.py repeats it).
+Here the first autocorrelation alone, corrected for what taking the trend out costs it, widens the variance, and the
+quantile is Student's, since that is an estimate: 6 %, and 3 % without correlation (1,500 series each;
+tests/benchmarks/test_soak.py repeats it).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def trend(at: Sequence[float], values: Sequence[float], alpha: float = 0.05) -> 
         (variance of the statistic under autocorrelation, eq. 10). Kendall (1954), Biometrika 41, 403-404 (bias of
         the first autocorrelation).
     """
-    from scipy.stats import norm
+    from scipy.stats import t as student
 
     x, y = np.asarray(at, dtype=float), np.asarray(values, dtype=float)
     n = len(x)
@@ -63,8 +64,9 @@ def trend(at: Sequence[float], values: Sequence[float], alpha: float = 0.05) -> 
     deviation = math.sqrt(_variance(y) * _inflation(n, correlation))
     score = float(np.sign(rise).sum())
     # A step of one for continuity, as the statistic is a whole number.
-    p = float(norm.sf((score - np.sign(score)) / deviation)) if deviation else 1.0
-    reach = float(norm.ppf(1 - alpha)) * deviation
+    # Student's t in place of the normal: the deviation rests on an estimate.
+    p = float(student.sf((score - np.sign(score)) / deviation, n - 2)) if deviation else 1.0
+    reach = float(student.ppf(1 - alpha, n - 2)) * deviation
     below = max(0, math.floor((len(slopes) - reach) / 2))
     above = min(len(slopes) - 1, math.ceil((len(slopes) + reach) / 2))
     return Trend(slope, float(slopes[below]), float(slopes[above]), p, correlation)

@@ -56,8 +56,8 @@ def test_slope_and_interval_are_scipys_where_values_are_independent():
     expected = theilslopes(values, at, alpha=0.9)
 
     assert found.slope == pytest.approx(expected.slope)
-    assert found.low == pytest.approx(expected.low_slope, abs=0.01)
-    assert found.high == pytest.approx(expected.high_slope, abs=0.01)
+    assert found.low == pytest.approx(expected.low_slope, abs=0.02)
+    assert found.high == pytest.approx(expected.high_slope, abs=0.02)
 
 
 def test_the_test_is_kendalls_where_values_are_independent():
@@ -115,25 +115,25 @@ def answers(slope_per_hour, noise, correlation, trials, seed):
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_a_planted_slow_down_is_found_and_a_steady_server_is_not_accused(correlation):
-    """1 % a minute against cells that differ by 1 %; by 400 trials the power is 1.0, false alarms 0."""
-    assert answers(0.6, 0.01, correlation, 60, seed=5).count("FAIL") >= 57
+    """1 % a minute against cells that differ by 1 %; by 300 trials the power is 0.94, false alarms 0."""
+    assert answers(0.6, 0.01, correlation, 60, seed=5).count("FAIL") >= 50
     steady = answers(0.0, 0.01, correlation, 60, seed=6)
     assert steady.count("FAIL") == 0
-    assert steady.count("PASS") >= 45
+    assert steady.count("PASS") >= 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_false_alarms_of_a_whole_soak_stay_under_five_percent_at_any_noise(seed):
-    """Six series (all dependent ones would be fewer chances), noise from 1 to 15 %, memory up to 0.7."""
-    for noise, correlation in ((0.01, 0.5), (0.03, 0.5), (0.15, 0.0), (0.06, 0.5)):
-        single = answers(0.0, noise, correlation, 600, seed)
-        soaks = [single[at : at + 6] for at in range(0, 600, 6)]
-        assert sum("FAIL" in soak for soak in soaks) / 100 <= 0.08
-    for noise in (0.01, 0.03):
-        assert answers(1.2, noise, 0.5, 200, seed).count("FAIL") >= 180
-    # What grows by the limit is passed in few cases.
-    assert answers(0.25, 0.03, 0.5, 400, seed).count("PASS") <= 24
+def test_false_alarms_stay_low_at_any_noise_and_power_is_high(seed):
+    """Six series share 5 %: 0.8 % each. Measured at correlation 0.5: 0.3 to 1.3 % for noise of 3 to 15 %, power 0.92 to
+    0.96 (1 % a minute, noise 1 %) and 0.83 to 0.88 (2 % a minute, noise 3 %).
+    """
+    for noise, correlation in ((0.01, 0.5), (0.03, 0.5), (0.15, 0.0), (0.06, 0.5), (0.15, 0.5)):
+        assert answers(0.0, noise, correlation, 600, seed).count("FAIL") <= 0.016 * 600
+    assert answers(0.6, 0.01, 0.5, 200, seed).count("FAIL") >= 0.88 * 200
+    assert answers(1.2, 0.03, 0.5, 200, seed).count("FAIL") >= 0.78 * 200
+    # What grows by the limit itself is rarely passed.
+    assert answers(0.25, 0.03, 0.5, 400, seed).count("PASS") <= 0.03 * 400
 
 
 def test_growth_that_ends_is_a_cache_and_growth_that_goes_on_is_a_leak():
