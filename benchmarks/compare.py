@@ -44,6 +44,7 @@ from benchmarks.verdict import (
     Finding,
     ShareLoss,
     decide,
+    guards_that_count,
     judge_errors,
     judge_guards,
     judge_lengths,
@@ -262,11 +263,13 @@ def evaluate(
     by_arm = {arm: measured[measured["arm"] == arm] for arm in ARMS}
     good = {"error_rate": Limits(), "goodput": rules.limits}
     losses: dict[str, ShareLoss | None] = {
-        name: share_loss(by_arm, good[name], level) for name in SHARES if name in rules.guards
+        name: share_loss(by_arm, good[name], level, guards_that_count(rules)) for name in SHARES if name in rules.guards
     }
     fewest = min((row["requests"] - row["failed"] for row in table), default=0)
     said = {arm: answers(records[records["arm"] == arm]) for arm in ARMS}
-    quality = judge(said["a"], said["b"], level)
+    # All calls were covered before the first pair, so no look sees other categories than the look before.
+    steady = scenario.dialect == "classify" and scenario.cover_calls
+    quality = judge(said["a"], said["b"], rules.alpha if steady else level)
     lengths = judge_lengths(quality, rules)
     findings = [
         *_validity(runs),
@@ -308,14 +311,21 @@ def evaluate(
     }
 
 
-def share_loss(by_arm: Mapping[Arm, pd.DataFrame], limits: Limits, level: float) -> ShareLoss | None:
-    """How many fewer of B's requests than of A's were answered within ``limits``; None where nothing was sent."""
+def share_loss(by_arm: Mapping[Arm, pd.DataFrame], limits: Limits, level: float, guards: int) -> ShareLoss | None:
+    """How many fewer of B's requests than of A's were answered within ``limits``; None where nothing was sent.
+
+    Args:
+        guards: So many share ``level`` where a guard may fail the candidate.
+    """
     if not all(len(rows) for rows in by_arm.values()):
         return None
-    kept = {arm: good_requests(rows.sort_values("scheduled_s"), limits).tolist() for arm, rows in by_arm.items()}
-    share = {arm: sum(each) / len(each) for arm, each in kept.items()}
-    intervals = {arm: share_interval(each, level) for arm, each in kept.items()}
-    return ShareLoss(share["a"], share["b"], independent_shares(share["a"], intervals["a"], share["b"], intervals["b"]))
+    a, b = (good_requests(by_arm[arm].sort_values("scheduled_s"), limits).tolist() for arm in ARMS)
+    share_a, share_b = sum(a) / len(a), sum(b) / len(b)
+    wide, strict = (
+        independent_shares(share_a, share_interval(a, each), share_b, share_interval(b, each))
+        for each in (level, level / guards)
+    )
+    return ShareLoss(share_a, share_b, wide, strict)
 
 
 def percentile_intervals(rows: pd.DataFrame, alpha: float) -> dict[str, list[float] | None]:

@@ -238,22 +238,22 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "附加指标：没有发送请求，无法得出{metric}。",
     },
     "share_kept": {
-        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; a loss of more than "
-        "{margin:.1%} is ruled out (interval {low:+.1%} to {high:+.1%}).",
-        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；可排除超过 {margin:.1%} 的损失（"
-        "区间 {low:+.1%} 至 {high:+.1%}）。",
+        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; that it got worse by "
+        "more than {margin:.1%} of them is ruled out (interval {low:+.1%} to {high:+.1%}).",
+        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；可排除变差超过请求总数的 "
+        "{margin:.1%}（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
     "share_broken": {
-        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; the loss is more than "
-        "{margin:.1%} (interval {low:+.1%} to {high:+.1%}).",
-        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；损失超过 {margin:.1%}（区间 "
-        "{low:+.1%} 至 {high:+.1%}）。",
+        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; it got worse by more "
+        "than {margin:.1%} of them (interval {low:+.1%} to {high:+.1%}).",
+        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；变差超过请求总数的 {margin:.1%}"
+        "（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
     "share_unsure": {
-        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; a loss of more than "
-        "{margin:.1%} is not ruled out (interval {low:+.1%} to {high:+.1%}).",
-        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；不能排除超过 {margin:.1%} 的损失"
-        "（区间 {low:+.1%} 至 {high:+.1%}）。",
+        "en": "Guarded: {metric} is {share_a:.1%} (A) and {share_b:.1%} (B) of the requests; that it got worse by "
+        "more than {margin:.1%} of them is not ruled out (interval {low:+.1%} to {high:+.1%}).",
+        "zh": "附加指标：{metric}占请求的 {share_a:.1%}（A）和 {share_b:.1%}（B）；不能排除变差超过请求总数的 "
+        "{margin:.1%}（区间 {low:+.1%} 至 {high:+.1%}）。",
     },
     "lengths_differ": {
         "en": "Speed is not judged: B's answers are {length_ratio:.2f} times as long as A's ({mean_length_b:.1f} "

@@ -5,7 +5,8 @@ How many rules share one level of error:
 * PASS needs every rule to be kept. A candidate that breaks one passes only if that rule errs, so each may use all of
   ``alpha`` and the whole errs no more often (intersection-union test: Berger, 1982, Technometrics 24, 295-300).
 * FAIL needs one broken rule, and the more rules, the more chances to break one by accident. The primary metric is
-  named before and keeps its level; the guards share theirs by Holm's method.
+  named before and keeps its level; the guards share one: each that is a share of requests takes an equal part
+  (Bonferroni), those that are ratios have the rest by Holm's method.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class ShareLoss:
     share_a: float
     share_b: float
     interval: Interval
+    strict: Interval
+    """At this guard's part of the level: decides on FAIL."""
 
 
 def judge_speed(comparison: PairedComparison | None, rules: VerdictRules, fewest: int = 0) -> Finding:
@@ -76,7 +79,9 @@ def judge_guards(
         level: Two-sided, of this look; ``comparisons`` and ``losses`` have their intervals at it.
     """
     ratios = {name: comparison for name, comparison in comparisons.items() if comparison is not None}
-    worse = dict(zip(ratios, holm([_p_worse(found, name, rules) for name, found in ratios.items()]), strict=True))
+    adjusted = holm([_p_worse(found, name, rules) for name, found in ratios.items()])
+    part = len(ratios) / guards_that_count(rules) if ratios else 1.0
+    worse = {name: min(1.0, p / part) for name, p in zip(ratios, adjusted, strict=True)}
     found = []
     for name, margin in rules.guards.items():
         if name == rules.primary:
@@ -91,6 +96,11 @@ def judge_guards(
             answer: Answer = "PASS" if values["low"] > 1 - margin else "FAIL" if broken else "NO VERDICT"
             found.append(Finding("guard", answer, f"guard_{_word(answer)}", values | {"p_worse": worse[name]}))
     return found
+
+
+def guards_that_count(rules: VerdictRules) -> int:
+    """How many share the guards' level."""
+    return len(rules.guards.keys() - {rules.primary})
 
 
 def judge_errors(side: str, failed: int, total: int, rules: VerdictRules, level: float | None = None) -> Finding:
@@ -181,8 +191,9 @@ def _judge_loss(name: str, loss: ShareLoss | None, margin: float) -> Finding:
     if loss is None:
         return Finding("guard", "NO VERDICT", "guard_none_sent", {"metric": name})
     low, high = loss.interval.low, loss.interval.high
-    values = {"metric": name, "share_a": loss.share_a, "share_b": loss.share_b, "low": low, "high": high}
-    answer = _within(low, high, margin)
+    shares = (1 - loss.share_a, 1 - loss.share_b) if name == "error_rate" else (loss.share_a, loss.share_b)
+    values = {"metric": name, "share_a": shares[0], "share_b": shares[1], "low": low, "high": high}
+    answer: Answer = "PASS" if high <= margin else "FAIL" if loss.strict.low > margin else "NO VERDICT"
     return Finding("guard", answer, f"share_{_word(answer)}", values | {"margin": margin})
 
 

@@ -17,7 +17,7 @@ LABELLED = """
 name: gate
 dialect: classify
 calls: calls.jsonl
-max_calls: 120
+max_calls: 200
 users: 4
 duration_s: 1
 cover_calls: true
