@@ -159,7 +159,8 @@ def test_the_capacity_is_within_5_percent_and_the_same_again(command, truth_serv
         assert last["capacity"]["rate_per_s"] == pytest.approx(20, rel=0.05)
         assert last["capacity"]["probes"] <= 12
         found.append(last["capacity"]["rate_per_s"])
-    assert found[1] in {pytest.approx(found[0] * 1.03**step) for step in (-1, 0, 1)}
+    # The same steps are tried; noise may decide between neighbours.
+    assert any(found[1] == pytest.approx(found[0] * 1.03**step) for step in (-1, 0, 1))
 
 
 def test_a_demand_that_is_not_reached_fails_and_one_that_is_passes(command, truth_server, calls_file):
