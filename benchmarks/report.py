@@ -100,7 +100,7 @@ def write_report(folder: Path, lang: Language) -> Path:
     content = _Content(manifest, summary, lang)
     parquet = folder / "requests.parquet"
     if samples is not None and parquet.exists():
-        content = _Content(manifest, summary, lang, load(folder), samples)
+        content = _Content(manifest, summary, lang, load(folder, ["call"]), samples)
         measured = content.measured
         assert measured is not None
         runs = {arm: measured.loc[measured["arm"] == arm, "run"].unique().tolist() for arm in content.names}

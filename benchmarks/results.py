@@ -63,6 +63,11 @@ GAPS = pa.field("event_gaps_s", pa.list_(pa.float32()))
 Half the bytes, and float32 keeps a gap to 1e-7 of itself where it would keep a time of hours to a millisecond."""
 PARQUET = pa.schema([GAPS if field.name == "event_times_s" else field for field in JOURNAL])
 
+_NEEDED = (
+    *("run", "arm", "phase", "error", "scheduled_s", "sent_s", "end_s", "first_token_s", "last_token_s"),
+    *("output_tokens", "tokens_first_event", "events"),
+)
+
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a frame with every column of a record, typed, also when there are no rows."""
@@ -141,10 +146,11 @@ def write_parquet(journal: Path, path: Path, without_runs: Collection[int] = ())
     return source.whole
 
 
-def load(folder: Path, *, event_times: bool = False) -> pd.DataFrame:
+def load(folder: Path, columns: Collection[str] | None = None, *, event_times: bool = False) -> pd.DataFrame:
     """The records of a results folder, checked, with :func:`derive`'s columns.
 
     Args:
+        columns: Only these beside what :func:`derive` and :func:`measured_records` need; None reads all.
         event_times: With ``event_times_s``, which takes most of the memory.
 
     Raises:
@@ -152,7 +158,8 @@ def load(folder: Path, *, event_times: bool = False) -> pd.DataFrame:
     """
     read_manifest(folder)
     path = folder / "requests.parquet"
-    names = [name for name in PARQUET.names if event_times or name != GAPS.name]
+    wanted = set(PARQUET.names) - {GAPS.name} if columns is None else {*columns, *_NEEDED}
+    names = [name for name in PARQUET.names if name in wanted or (event_times and name == GAPS.name)]
     try:
         with pq.ParquetFile(path) as file:
             _check_schema(path, file.schema_arrow)
@@ -195,22 +202,27 @@ def check(path: Path, table: pa.Table) -> None:
         if row >= 0:
             raise ResultsError(f"{path}: column {name}, row {row}: {problem}, got {table[name][row].as_py()!r}")
 
+    present = set(table.column_names)
     for name in _NEVER_NULL:
-        if table[name].null_count:
+        if name in present and table[name].null_count:
             refuse(name, pc.is_null(table[name]), "a value is needed")
     for name, allowed in _ALLOWED.items():
+        if name not in present:
+            continue
         known = pc.is_in(table[name], pa.array([*allowed, None], pa.string()))
         refuse(name, pc.invert(known), f"must be one of {', '.join(allowed)}")
-    for name in ("number", "events", "bytes", "output_tokens", "prompt_tokens"):
+    for name in present & {"number", "events", "bytes", "output_tokens", "prompt_tokens"}:
         refuse(name, pc.less(table[name], 0), "must not be negative")
     refuse("end_s", pc.less(table["end_s"], table["sent_s"]), "must not be before sent_s")
-    for name in ("first_byte_s", "first_token_s", "last_token_s"):
+    for name in present & {"first_byte_s", "first_token_s", "last_token_s"}:
         refuse(name, pc.less(table[name], table["sent_s"]), "must not be before sent_s")
 
 
 def measured_records(records: pd.DataFrame, set_aside: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The requests that count: no warm-up, and none of the runs that were set aside."""
-    return records[(records["phase"] == "measure") & ~records["run"].isin([run["run"] for run in set_aside])]
+    counted = (records["phase"] == "measure").to_numpy(bool)
+    counted &= ~records["run"].isin([run["run"] for run in set_aside]).to_numpy(bool)
+    return records if counted.all() else records[counted]
 
 
 def derive(records: pd.DataFrame) -> pd.DataFrame:

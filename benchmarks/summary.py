@@ -20,6 +20,7 @@ from benchmarks.stats import minimum_samples, percentile, percentile_interval
 from benchmarks.texts import TEXTS, say
 
 HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"qps", "tokens_per_s"})
+_SUMMARISED = ("latency_scheduled_s", "latency_s", "ttft_scheduled_s", "tpot_s", "output_tokens", "events")
 _COLUMN = {"latency": "latency_scheduled_s", "ttft": "ttft_scheduled_s", "tpot": "tpot_s"}
 # A positive float32 sorts as the integer of its bits; without the last 12 of them, 2^19 bins of 0.05 % width.
 _BIN_BITS = 12
@@ -62,7 +63,7 @@ def summarise(records: pd.DataFrame, concurrent_users: int) -> dict[str, Any]:
     few requests to state it.
     """
     total = len(records)
-    good = records[records["ok"]]
+    good = records.loc[records["ok"].to_numpy(bool), list(_SUMMARISED)]
     duration = _seconds_of_runs(records)
     latencies = _sorted(good["latency_scheduled_s"])
     from_sent = good["latency_s"].dropna()
@@ -206,8 +207,10 @@ def _seconds_of_runs(records: pd.DataFrame) -> float:
 
 def _tokens_per_event(good: pd.DataFrame) -> float | None:
     """Over streams of more than one event whose tokens are known."""
-    known = good[(good["events"] > 1) & good["output_tokens"].notna()]
-    return float(known["output_tokens"].sum() / known["events"].sum()) if len(known) else None
+    known = ((good["events"] > 1) & good["output_tokens"].notna()).to_numpy(bool)
+    if not known.any():
+        return None
+    return float(good["output_tokens"][known].sum() / good["events"][known].sum())
 
 
 def _sorted(column: pd.Series[float]) -> NDArray[np.float64]:

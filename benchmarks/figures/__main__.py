@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.figures import behaviour, classification, generation, quota
+from benchmarks.figures import analysis, behaviour, classification, generation, quota
 from benchmarks.figures.calibration import calibrate
 from benchmarks.figures.table import Figure
 from benchmarks.figures.workload import random_model
@@ -29,6 +29,7 @@ FIGURES: dict[str, Callable[[Path, Path, int], list[Figure]]] = {
     "overload": behaviour.overload,
     "drain": behaviour.drain,
     "quota": quota.measure,
+    "analysis": analysis.measure,
 }
 
 
@@ -66,7 +67,9 @@ def main(words: list[str]) -> int:
     if unknown:
         print(f"unknown figures {', '.join(unknown)}; there are {', '.join(FIGURES)}", file=sys.stderr)
         return 2
-    model = Path(settings["model"]) if settings["model"] else random_model()
+    # The analysis of results needs no model.
+    needed = settings["only"] != "analysis"
+    model = Path(settings["model"]) if settings["model"] else random_model() if needed else Path()
     out = Path(settings["out"])
     out.mkdir(parents=True, exist_ok=True)
     found: list[Figure] = []

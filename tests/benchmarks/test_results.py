@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.dialects import AnswerError, read_stream
+import benchmarks
 from benchmarks.errors import ResultsError
 from benchmarks.records import COLUMNS, Record
-from benchmarks.results import RESULTS_VERSION, derive, frame, load, read_journal
-from benchmarks.sse import Event
+from benchmarks.results import PARQUET, RESULTS_VERSION, derive, frame, load, read_journal, write_parquet
 
 
 def record(**values):
@@ -23,7 +27,8 @@ def record(**values):
 def write_folder(folder, records, version=RESULTS_VERSION):
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({"results_version": version}), encoding="utf-8")
-    frame([json.loads(item.to_json()) for item in records]).to_parquet(folder / "requests.parquet", index=False)
+    (folder / "requests.jsonl").write_bytes(b"".join(item.to_json() + b"\n" for item in records))
+    write_parquet(folder / "requests.jsonl", folder / "requests.parquet")
     return folder
 
 
@@ -53,10 +58,12 @@ def test_records_survive_the_journal_and_parquet(tmp_path):
     first = record(category="网络故障", error=None, status=200, event_times_s=[1.5, 1.6], needs_review=True)
     second = record(number=1, error="timeout", error_detail='said "no"\n')
 
-    found = load(write_folder(tmp_path / "run", [first, second]))
+    found = benchmarks.load(write_folder(tmp_path / "run", [first, second]), event_times=True)
 
     assert found["category"].tolist()[0] == "网络故障"
-    assert list(found["event_times_s"][0]) == [1.5, 1.6]
+    assert list(found["event_times_s"][0]) == pytest.approx([1.5, 1.6], abs=1e-6)
+    assert len(found["event_times_s"][1]) == 0
+    assert "event_times_s" not in load(tmp_path / "run")
     assert found["error"].isna().tolist() == [True, False]
     assert found["error_detail"][1] == 'said "no"\n'
     assert found["ok"].tolist() == [True, False]
@@ -103,41 +110,111 @@ def test_a_failure_has_no_latency_however_fast_it_was():
     assert found[["latency_s", "latency_scheduled_s", "ttft_s", "tpot_s"]].isna().all(axis=None)
 
 
-def chunk(at: float, **delta: str) -> Event:
-    return Event(at, json.dumps({"choices": [{"delta": delta}]}).encode())
+@pytest.mark.parametrize("broken_at", [0, 1, 777, 1499])
+def test_everything_before_a_broken_line_is_kept_wherever_it_is(tmp_path, broken_at):
+    path = tmp_path / "requests.jsonl"
+    lines = [record(number=n).to_json() + b"\n" for n in range(1500)]
+    lines[broken_at] = lines[broken_at][:25] + b"\n"
+    path.write_bytes(b"".join(lines))
+
+    found, whole = read_journal(path)
+
+    assert found["number"].tolist() == list(range(broken_at))
+    assert not whole
 
 
-DONE = b"[DONE]"
+@pytest.mark.parametrize("line", [b"[]", b"{}", b"null", b"\x00\x00", b'{"run": "x"}'], ids=repr)
+def test_a_line_that_is_no_record_is_a_break(tmp_path, line):
+    path = tmp_path / "requests.jsonl"
+    good = record().to_json()
+    path.write_bytes(good + b"\n" + line + b"\n" + good + b"\n")
+
+    found, whole = read_journal(path)
+
+    assert (len(found), whole) == (1, False)
 
 
-def test_an_empty_delta_is_no_token():
-    made = record()
+def test_the_frame_of_a_journal_has_the_types_of_a_frame_of_rows(tmp_path):
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(record(status=200, output_tokens=3).to_json() + b"\n" + record().to_json() + b"\n")
 
-    read_stream([chunk(1, role="assistant", content=""), chunk(2, content="a"), chunk(3), Event(4, DONE)], made)
+    found, _ = read_journal(path)
 
-    assert (made.first_token_s, made.last_token_s, made.end_s, made.events) == (2, 2, 4, 1)
+    assert found.dtypes.to_dict() == frame([json.loads(record().to_json())]).dtypes.to_dict()
+    assert found["output_tokens"].isna().tolist() == [False, True]
 
 
-def test_an_error_inside_a_stream_is_an_error_event():
-    with pytest.raises(AnswerError) as caught:
-        read_stream([chunk(1, content="a"), Event(2, b'{"error": {"message": "out of memory"}}')], record())
-
-    assert (caught.value.kind, caught.value.detail) == ("error_event", "out of memory")
+def spoil(folder, name, column):
+    """Replace a column of the folder's Parquet."""
+    path = folder / "requests.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), path)
 
 
 @pytest.mark.parametrize(
-    ("events", "kind"),
+    ("name", "values", "said"),
     [
-        ([chunk(1, content="a")], "truncated"),
-        ([], "truncated"),
-        ([Event(1, DONE)], "malformed"),
-        ([Event(1, b"<html>"), Event(2, DONE)], "malformed"),
-        ([Event(1, b"[1]"), Event(2, DONE)], "malformed"),
-        ([Event(1, b'{"choices": [7]}'), Event(2, DONE)], "malformed"),
+        ("arm", pa.array(["a", "c"]), "column arm, row 1: must be one of a, b, got 'c'"),
+        ("error", pa.array([None, "tired"], pa.string()), "column error, row 1: must be one of connect"),
+        ("number", pa.array([-1, 0]), "column number, row 0: must not be negative, got -1"),
+        ("call", pa.array(["c", None]), "column call, row 1: a value is needed"),
+        ("end_s", pa.array([2.0, 0.5]), "column end_s, row 1: must not be before sent_s, got 0.5"),
+        ("status", pa.array(["200", "200"]), "column status must be int32, is string"),
     ],
 )
-def test_a_stream_that_is_not_one_is_an_error(events, kind):
-    with pytest.raises(AnswerError) as caught:
-        read_stream(events, record())
+def test_a_frame_that_breaks_the_schema_names_column_and_problem(tmp_path, name, values, said):
+    folder = write_folder(tmp_path / "run", [record(sent_s=1.0, end_s=2.0), record(number=1, sent_s=1.0, end_s=2.0)])
+    spoil(folder, name, values)
 
-    assert caught.value.kind == kind
+    with pytest.raises(ResultsError, match=said):
+        load(folder)
+
+
+def test_a_missing_and_an_unknown_column_are_named(tmp_path):
+    folder = write_folder(tmp_path / "run", [record()])
+    path = folder / "requests.parquet"
+    table = pq.read_table(path)
+
+    pq.write_table(table.drop_columns(["bytes"]), path)
+    with pytest.raises(ResultsError, match="the column bytes is missing"):
+        load(folder)
+
+    pq.write_table(table.append_column("extra", pa.array([1])), path)
+    with pytest.raises(ResultsError, match="unknown column extra"):
+        load(folder)
+
+
+def test_runs_that_were_broken_off_are_left_out_of_parquet_and_stay_in_the_journal(tmp_path):
+    journal = tmp_path / "requests.jsonl"
+    journal.write_bytes(b"".join(record(run=n % 3, number=n).to_json() + b"\n" for n in range(9)))
+
+    assert write_parquet(journal, tmp_path / "requests.parquet", without_runs=[1])
+
+    assert set(pq.read_table(tmp_path / "requests.parquet")["run"].to_pylist()) == {0, 2}
+    assert len(read_journal(journal)[0]) == 9
+
+
+def test_gaps_are_those_of_the_times_by_plain_arithmetic(tmp_path):
+    chance = np.random.default_rng(1)
+    times = [np.round(1 + np.cumsum(chance.exponential(0.02, size)), 6).tolist() for size in (5, 0, 1, 17)]
+    records = [record(number=n, sent_s=1.0, end_s=99.0, event_times_s=each) for n, each in enumerate(times)]
+    folder = write_folder(tmp_path / "run", records)
+
+    found = pq.read_table(folder / "requests.parquet")["event_gaps_s"].to_pylist()
+
+    for gaps, each in zip(found, times, strict=True):
+        assert gaps == pytest.approx(
+            [after - before for before, after in zip([1.0, *each], each, strict=False)], abs=1e-6
+        )
+
+
+def test_importing_the_package_imports_no_frames():
+    program = "import sys, benchmarks; print(sorted({'pandas', 'pyarrow', 'numpy', 'locust'} & sys.modules.keys()))"
+
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_the_schema_has_a_column_for_each_of_a_record():
+    assert [name for name in PARQUET.names if name != "event_gaps_s"] == [
+        name for name in COLUMNS if name != "event_times_s"
+    ]
