@@ -58,7 +58,7 @@ def test_run_writes_a_results_folder_and_the_figures_people_asked_for(command, s
     assert last["total_requests"] == (requests["phase"] == "measure").sum()
     assert len((folder / "requests.jsonl").read_text(encoding="utf-8").splitlines()) == len(requests)
     samples = pd.read_parquet(folder / "samples.parquet")
-    assert set(samples["source"]) == {"machine", "generator", "server_a"}
+    assert set(samples["source"]) == {"machine", "generator", "server_a", "metrics_a"}
     assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["complete"] is True
     assert "p99 latency" not in text, "p99 of so few requests must not be stated"
 
