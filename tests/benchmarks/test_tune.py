@@ -208,7 +208,7 @@ def test_an_interrupted_search_stops_its_servers_and_is_resumed_without_doing_ag
     done = subprocess.run([*command, "resume", "r"], capture_output=True, text=True, timeout=200, check=False)
 
     assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.strip().splitlines()[-1])
+    last = json.loads((tmp_path / "r/summary.json").read_text(encoding="utf-8"))
     assert last["changed"] == {"max_batch_size": 16}
     stages = [(Path(found["folder"]).parent.name, found["name"], found["pairs"]) for found in last["results"]]
     assert stages == [
