@@ -137,7 +137,8 @@ class Sampler:
             thread.join()
         self.mark()
         if self._log is not None:
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()
 
     def watch(self, name: str, source: int | Source) -> None:
         """Sample one more server, or one more process tree."""
@@ -207,8 +208,10 @@ class Sampler:
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self._log is not None and not self._log.closed:
-            self._log.write(json.dumps(row, allow_nan=False) + "\n")
-            self._log.flush()
+            # A full disk is said by who writes the results; a thread has nobody to tell.
+            with contextlib.suppress(OSError):
+                self._log.write(json.dumps(row, allow_nan=False) + "\n")
+                self._log.flush()
 
     def _percent(self, name: str, now: float, cpu_s: float | None) -> float | None:
         """Share of one core since the last row, in percent."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
 import pandas as pd
@@ -83,6 +83,7 @@ class Session:
         check_trace(scenario.arrivals, [call.text for call in self.calls], scenario.tokenizer)
         self.sides = {arm: replace(side, url=_base_url(side.url)) for arm, side in sides.items()}
         self.folder = results_folder(scenario)
+        self._lock = _locked(self.folder)
         self.runs: list[dict[str, Any]] = []
         self.complete = False
         self._models: dict[Arm, str | None] = {}
@@ -109,6 +110,7 @@ class Session:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._lock)
             stack.enter_context(_disk_is_not_full(self.folder))
             self.write_manifest()
             self.display.begin("starting the load generator")
@@ -301,13 +303,23 @@ class Session:
         self._resumed_at = [*earlier["resumed_at"], datetime.now(UTC).isoformat(timespec="seconds")]
         self.runs = [run for run in earlier["runs"] if "asked" not in run]
         self._to_come = [run for run in earlier["runs"] if "asked" in run]
-        if len(self.sides) > 1:
-            self._forget_half_a_pair()
         self._tables = [table.drop_columns(["event_times_s"]) for table in self._journal.tables()]
         if not self._journal.whole:
             # What would be written next must not continue half a line.
             os.truncate(self._journal.path, self._journal.offset)
-        seen = {number for table in self._tables for number in pc.unique(table["run"]).to_pylist()}
+            self._journal.broken = False
+        counts = {run["run"]: 0 for run in earlier["runs"]}
+        for table in self._tables:
+            for entry in pc.value_counts(table["run"]).to_pylist():
+                counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+        # A run is finished when the journal holds all of it: what comes after a break has to be done again.
+        for at, run in enumerate(self._to_come):
+            if counts[run["run"]] < run["requests"]:
+                del self._to_come[at:]
+                break
+        if len(self.sides) > 1:
+            self._forget_half_a_pair()
+        seen = {number for number, count in counts.items() if count}
         finished = {run["run"] for run in (*self.runs, *self._to_come)}
         self._broken_off = (seen - finished) | set(earlier["broken_off_runs"])
         self._next_run = max([*seen, *finished, *self._broken_off], default=-1) + 1
@@ -411,6 +423,23 @@ def _disk_is_not_full(folder: Path) -> Iterator[None]:
             f"the disk that holds {folder} is full: what was written until then is kept; make room, then go on "
             f"with python -m benchmarks resume {folder}"
         ) from error
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """Held as long as the file is open, and by no process that is gone.
+
+    Raises:
+        UsageError: Another benchmark writes there now.
+    """
+    import fcntl
+
+    file = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(f"{folder} is being written by a benchmark that still runs: wait for it, or end it") from None
+    return file
 
 
 def _goodput(measured: pd.DataFrame, scenario: Scenario) -> dict[str, Any]:

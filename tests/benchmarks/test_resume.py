@@ -1,0 +1,182 @@
+"""kill -9 in the middle, then ``resume``: nothing that was finished is sent again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.results import read_journal
+
+SCENARIO = """\
+name: sweep
+texts: ['a #x', 'b #y', 'c #z']
+users: 2
+duration_s: 0.6
+warmup_s: 0.2
+pause_s: 0
+pairs: 4
+sample_interval_s: 0.1
+"""
+
+
+@pytest.fixture(scope="module")
+def servers(truth_server):
+    return truth_server("service_ms=5"), truth_server("service_ms=5")
+
+
+def killed(words, out, runs):
+    """Start a benchmark and kill -9 it with its load generator, in the run after ``runs`` measured ones."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *map(str, words), f"out={out}", "--quiet"], stdout=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 90
+    manifest = {"runs": []}
+    while len(measured(manifest)) < runs:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        if (out / "manifest.json").exists():
+            manifest = json.loads((out / "manifest.json").read_bytes())
+    seen = {run["run"] for run in manifest["runs"]}
+    while not read_journal(out / "requests.jsonl")[0]["run"].gt(max(seen)).any():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return json.loads((out / "manifest.json").read_bytes())
+
+
+def measured(manifest):
+    return [run for run in manifest["runs"] if run["phase"] == "measure"]
+
+
+def test_a_comparison_that_was_killed_goes_on_with_the_pair_it_was_in(servers, tmp_path):
+    scenario, out = tmp_path / "s.yml", tmp_path / "r"
+    scenario.write_text(SCENARIO, encoding="utf-8")
+    a, b = servers
+    before = killed(["compare", scenario, f"a={a.url}", f"b={b.url}"], out, runs=3)
+    journal = (out / "requests.jsonl").read_bytes()
+    whole = journal[: journal.rfind(b"\n") + 1]
+    with (out / "requests.jsonl").open("ab") as file:
+        file.write(b'{"run": 9, "ar')  # as a kill in the middle of a line leaves it
+
+    code = main(["resume", str(out), "--quiet"])
+
+    after = json.loads((out / "manifest.json").read_bytes())
+    assert code in {0, 1, 3}
+    assert after["complete"]
+    assert len(after["resumed_at"]) == 1
+    pairs = [(run["pair"], run["arm"]) for run in measured(after)]
+    assert sorted(pairs) == [(pair, arm) for pair in range(4) for arm in "ab"]
+    # Whole pairs are the runs of before; one whose second half was not done is done again.
+    finished = {run["run"] for run in measured(before)[: len(measured(before)) // 2 * 2]}
+    assert finished <= {run["run"] for run in measured(after)}
+    assert (out / "requests.jsonl").read_bytes().startswith(whole)
+    left_out = set(after["broken_off_runs"])
+    assert left_out
+    numbers = set(pq.read_table(out / "requests.parquet")["run"].to_pylist())
+    assert numbers == {run["run"] for run in after["runs"]}
+    assert not numbers & left_out
+    in_journal, is_whole = read_journal(out / "requests.jsonl")
+    assert is_whole
+    assert left_out <= set(in_journal["run"])
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["a"]["total_requests"] == sum(run["requests"] for run in measured(after) if run["arm"] == "a")
+    samples = pq.read_table(out / "samples.parquet")["at_s"].to_pylist()
+    assert samples == sorted(samples)
+    assert samples[0] < measured(before)[0]["ended_s"] < measured(after)[-1]["started_s"] < samples[-1] + 1
+
+
+def test_a_folder_that_is_complete_is_answered_from_its_summary(servers, tmp_path, capsys):
+    out, scenario = tmp_path / "r", tmp_path / "s.yml"
+    scenario.write_text(SCENARIO, encoding="utf-8")
+    code = main(["run", str(scenario), f"url={servers[0].url}", f"out={out}", "--quiet"])
+    size = (out / "requests.jsonl").stat().st_size
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    again = main(["resume", str(out), "--quiet"])
+
+    assert again == code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["qps"] == first["qps"]
+    assert (out / "requests.jsonl").stat().st_size == size
+
+
+def test_other_work_is_not_put_into_the_same_folder(servers, tmp_path, capsys):
+    scenario, out, calls = tmp_path / "s.yml", tmp_path / "r", tmp_path / "calls.jsonl"
+    calls.write_text('{"input_text": "a #x"}\n', encoding="utf-8")
+    scenario.write_text(SCENARIO.replace("texts: ['a #x', 'b #y', 'c #z']", f"calls: {calls}"), encoding="utf-8")
+    killed(["compare", scenario, f"a={servers[0].url}", f"b={servers[1].url}"], out, runs=1)
+    calls.write_text('{"input_text": "other #x"}\n', encoding="utf-8")
+
+    assert main(["resume", str(out), "--quiet"]) == 2
+
+    said = capsys.readouterr().err
+    assert "texts_sha256 changed" in said
+
+
+def test_a_folder_whose_benchmark_still_runs_is_left_alone(servers, tmp_path, capsys):
+    scenario, out = tmp_path / "s.yml", tmp_path / "r"
+    scenario.write_text(SCENARIO, encoding="utf-8")
+    words = [sys.executable, "-m", "benchmarks", "run", str(scenario), f"url={servers[0].url}", "duration_s=60"]
+    process = subprocess.Popen([*words, f"out={out}", "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not (out / "manifest.json").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+    code = main(["resume", str(out), "--quiet"])
+    process.send_signal(signal.SIGINT)
+
+    assert code == 2
+    assert "still runs" in capsys.readouterr().err
+    assert process.wait(timeout=60) == 3
+
+
+def test_runs_whose_records_are_behind_a_break_are_done_again(servers, tmp_path):
+    scenario, out = tmp_path / "s.yml", tmp_path / "r"
+    scenario.write_text(SCENARIO, encoding="utf-8")
+    before = killed(["compare", scenario, f"a={servers[0].url}", f"b={servers[1].url}"], out, runs=5)
+    time.sleep(1)  # the orphaned load generator leaves
+    lines = (out / "requests.jsonl").read_bytes().splitlines(keepends=True)
+    runs = [json.loads(line)["run"] for line in lines]
+    second_pair = measured(before)[2]["run"]
+    at = runs.index(second_pair) + 3
+    lines[at] = lines[at][:40] + b"\n"
+    (out / "requests.jsonl").write_bytes(b"".join(lines))
+
+    main(["resume", str(out), "--quiet"])
+
+    after = json.loads((out / "manifest.json").read_bytes())
+    assert [run["run"] for run in measured(after)[:2]] == [run["run"] for run in measured(before)[:2]]
+    assert all(run["run"] > max(runs) or run["run"] > before["runs"][-1]["run"] for run in measured(after)[2:])
+    counted = pq.read_table(out / "requests.parquet")["run"].to_pylist()
+    assert {run["run"]: run["requests"] for run in after["runs"]} == {run: counted.count(run) for run in set(counted)}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "not a results folder"),
+        (["old"], "has results of version 1"),
+        (["strange"], "results of 'dance' cannot be continued"),
+        (["strange", "users=3"], "expected url=... or a="),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_continued_is_said_in_one_line(words, said, tmp_path, monkeypatch, capsys):
+    from benchmarks.results import RESULTS_VERSION
+
+    monkeypatch.chdir(tmp_path)
+    for name, version in (("old", 1), ("strange", RESULTS_VERSION)):
+        (tmp_path / name).mkdir()
+        document = {"results_version": version, "kind": "dance", "complete": False, "scenario": {}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+
+    assert main(["resume", *words]) == 2
+    assert said in capsys.readouterr().err
