@@ -20,7 +20,6 @@ from benchmarks.client import (
     prepare,
 )  # first: it imports Locust, which patches the rest
 
-import argparse
 import os
 import socket
 import subprocess
@@ -87,13 +86,13 @@ class Crew:
 
     def __enter__(self) -> Self:
         host, _, port = self._scenario.workers_listen.rpartition(":")
-        environment = Environment()
-        self._runner = environment.create_master_runner(host or "127.0.0.1", int(port))
+        bound = host or "127.0.0.1"
+        self._runner = Environment().create_master_runner(bound, int(port))
         for name in ("pong", "ready", "records", "progress", "done", "failed"):
             self._runner.register_message(name, getattr(self, f"_on_{name}"))
-        address = f"{host or '127.0.0.1'}:{self._runner.server.port}"
+        address = f"{bound}:{self._runner.server.port}"
         for _ in range(self._scenario.workers):
-            command = [sys.executable, "-m", "benchmarks.workers", f"master={address}"]
+            command = [sys.executable, "-m", "benchmarks.workers", bound, str(self._runner.server.port)]
             self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr))
         wanted = self._scenario.workers + self._scenario.remote_workers
         if self._scenario.remote_workers:
@@ -211,31 +210,6 @@ def _boot_id() -> str | None:
         return None
 
 
-# -- the worker -----------------------------------------------------------------------------------------------
-
-DESCRIPTION = """\
-Send load for a benchmark that runs elsewhere. Start the benchmark with remote_workers=1 workers_listen=0.0.0.0:5557
-there, then this here, with the same version of the project. An API key is not sent over: set the variable that
-api_key_env names here too.
-"""
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    from benchmarks.command_line import words_of
-
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks worker",
-        description=DESCRIPTION,
-        epilog="examples:\n  python -m benchmarks worker master=10.0.0.5:5557\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("settings", nargs="+", metavar="master=HOST:PORT")
-    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    host, _, port = words_of(parser.parse_args(words).settings, ["master"])["master"].rpartition(":")
-    work(host or "127.0.0.1", int(port))
-    return 0
-
-
 def work(host: str, port: int) -> None:
     """Be a worker until the master says that it is over, or is gone."""
     environment = Environment()
@@ -313,4 +287,4 @@ def _serve(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    work(sys.argv[1], int(sys.argv[2]))
