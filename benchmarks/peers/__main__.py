@@ -64,6 +64,8 @@ def truth_server(*words: str) -> Iterator[TruthServer]:
     finally:
         process.terminate()
         process.wait(timeout=10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def run_tool(tool: Tool, work: Work) -> tuple[Figures | str, TreeCpu]:

@@ -241,10 +241,10 @@ def test_each_peer_runs_and_reports_the_plain_truth(tool, tmp_path):
     if tool.absent is not None:
         pytest.skip(tool.absent)
     with truth_server("ttft_ms=50", "tpot_ms=10", "tokens=64") as server:
-        reported, _ = run_tool(tool, Work(server.url, "plain", 2, 4, tmp_path / tool.name))
+        reported, _ = run_tool(tool, Work(server.url, "plain", 4, 16, tmp_path / tool.name))
 
     assert isinstance(reported, Figures), reported
-    assert (reported.succeeded, reported.failed, reported.tokens) == (4, 0, 64)
+    assert (reported.succeeded, reported.failed, reported.tokens) == (16, 0, 64)
     assert 49 < reported.ttft_ms < 140
     assert reported.tpot_ms == pytest.approx(10, rel=0.15)
 
