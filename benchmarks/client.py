@@ -601,12 +601,15 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     worker's stands, because one that is unwell spoils its share of every percentile.
     """
     lateness = [value for part in parts for value in part["lateness_s"]]
+    spans = [span for part in parts for span in part["spans_s"]]
+    started, ended = min(part["started_s"] for part in parts), max(part["ended_s"] for part in parts)
     return {
         **{key: parts[0][key] for key in ("run", "arm", "pair", "phase")},
-        "started_s": min(part["started_s"] for part in parts),
-        "ended_s": max(part["ended_s"] for part in parts),
+        "started_s": started,
+        "ended_s": ended,
         "users": sum(part["users"] for part in parts),
-        "peak_in_flight": _peak([span for part in parts for span in part["spans_s"]]),
+        "peak_in_flight": _peak(spans),
+        "mean_in_flight": sum(end - begin for begin, end in spans) / max(ended - started, 1e-9),
         "requests": sum(part["requests"] for part in parts),
         "failed": sum(part["failed"] for part in parts),
         "stopped": any(part["stopped"] for part in parts),

@@ -104,6 +104,9 @@ class ClientLimits(RunConfig):
     """Median delay of a timer in its event loop, milliseconds."""
     dispatch_lateness_p99_ms: Annotated[float, Field(gt=0)] = 50.0
     """Between the scheduled and the real moment of sending, at a constant rate, milliseconds."""
+    unseen_concurrency: Share = 0.5
+    """Largest share of the requests that this side believed under way and the server's own gauges did not show, on
+    average: these were held up in the generator or on the way. Checked where the server has such gauges."""
 
 
 class Cost(RunConfig):

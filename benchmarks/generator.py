@@ -144,9 +144,23 @@ class Generator:
         self._process.stdout.close()
 
 
-def ill_health(run: dict[str, Any], limits: ClientLimits) -> list[str]:
-    """Why this run measured the generator and not the server; empty when it was well."""
+FEW_IN_FLIGHT = 4
+"""Fewer are often on the way when the server's gauges are read, which says nothing."""
+
+
+def ill_health(run: dict[str, Any], limits: ClientLimits, seen: float | None = None) -> list[str]:
+    """Why this run measured the generator and not the server; empty when it was well.
+
+    Args:
+        seen: Requests that the server said it had at a time, on average; None where it does not say.
+    """
     found = []
+    claimed = run["mean_in_flight"]
+    if seen is not None and claimed >= FEW_IN_FLIGHT and seen < (1 - limits.unseen_concurrency) * claimed:
+        found.append(
+            f"the load generator believed {claimed:.0f} requests under way on average, the server saw {seen:.0f}: "
+            "the others were held up in the generator or on the way"
+        )
     if run["client_cpu_share"] > limits.cpu_share:
         found.append(
             f"the load generator used {run['client_cpu_share']:.0%} of its one CPU (limit {limits.cpu_share:.0%}): "

@@ -53,6 +53,10 @@ FULL_BYTES = 65_536
 _resumed: ContextVar[Path | None] = ContextVar("_resumed", default=None)
 
 
+FEWEST_READINGS = 5
+"""Of the server's gauges, for a mean of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """One server that is measured. ``settings`` are shown beside the other side's, where they differ."""
@@ -264,9 +268,22 @@ class Session:
         self._sampler.mark()
         self.display.tick(found["requests"], found["failed"])
         found["set_aside"] = False
-        found["ill_health"] = ill_health(found, scenario.client_limits) if phase == "measure" else []
+        found["server_in_flight"] = self._seen_in_flight(arm, found)
+        found["ill_health"] = (
+            ill_health(found, scenario.client_limits, found["server_in_flight"]) if phase == "measure" else []
+        )
         self.runs.append(found)
         return found
+
+    def _seen_in_flight(self, arm: Arm, run: Mapping[str, Any]) -> float | None:
+        """Requests running and queued, as the server's gauges said during ``run``, on average."""
+        samples = self._sampler.frame()
+        metrics = samples[
+            (samples["source"] == f"metrics_{arm}") & samples["at_s"].between(run["started_s"], run["ended_s"])
+        ]
+        if len(metrics) < FEWEST_READINGS or metrics["running"].isna().all():
+            return None
+        return float(metrics["running"].mean() + metrics["queue_depth"].fillna(0).mean())
 
     def _probe(self, arm: Arm, side: Side) -> None:
         """One request, so that what cannot be measured is said in one line and at once."""
