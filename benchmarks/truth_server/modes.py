@@ -99,7 +99,7 @@ MODES: dict[str, Mode] = {
     "reset_after_done": Mode("the connection is reset 5 ms after the end mark, the body not ended", STREAMS),
     "blank_lines": Mode("empty lines between the lines", STREAMS),
     # Segments.
-    "bytewise": Mode("one byte per TCP segment"),
+    "bytewise": Mode("one byte per TCP segment, at a third of the speed: a segment costs both sides 5 to 15 us"),
     "utf8_split": Mode("each character of the text cut over two chunks and segments", STREAMS),
     "cut": Mode("each event in two chunks, the first 1 ms before its token's time", STREAMS),
     "cut_line_end": Mode("CR and LF in two chunks", STREAMS),

@@ -381,7 +381,7 @@ class Server:
         assert entry is not None
         assert entry.answer is not None
         answer = entry.answer
-        factor = self._factor(start, entry.number)
+        factor = self._factor(start, entry.number) * (3 if "bytewise" in answer.modes else 1)
         entry.started = connection.start = start
         tpot_s = self.truth.tpot_ms / 1000 * factor
         first_s = (answer.total_s if answer.dialect in modes.WHOLE else answer.first_s) * factor
