@@ -233,18 +233,20 @@ def derive(records: pd.DataFrame) -> pd.DataFrame:
     ``N - 1`` would be 4.8 % low (64 tokens).
     """
     found = records.copy(deep=False)
-    good = found["error"].isna()
+    good = found["error"].isna().to_numpy(bool)
+    begin = {"": found["sent_s"].to_numpy(float), "scheduled_": found["scheduled_s"].to_numpy(float)}
+    first, last, end = (found[name].to_numpy(float) for name in ("first_token_s", "last_token_s", "end_s"))
     found["ok"] = good
-    found["late_s"] = found["sent_s"] - found["scheduled_s"]
-    found["latency_s"] = (found["end_s"] - found["sent_s"]).where(good)
-    found["latency_scheduled_s"] = (found["end_s"] - found["scheduled_s"]).where(good)
-    found["ttft_s"] = (found["first_token_s"] - found["sent_s"]).where(good)
-    found["ttft_scheduled_s"] = (found["first_token_s"] - found["scheduled_s"]).where(good)
-    tokens = found["output_tokens"].astype("Float64").astype("float64")
-    events = found["events"].where(found["events"] > 0).astype("float64")
-    first = found["tokens_first_event"].fillna(tokens / events)
-    after = (tokens - first).where(lambda count: count > 0)
-    found["tpot_s"] = ((found["last_token_s"] - found["first_token_s"]) / after).where(good)
+    found["late_s"] = begin[""] - begin["scheduled_"]
+    for since, at in begin.items():
+        found[f"latency_{since}s"] = np.where(good, end - at, np.nan)
+        found[f"ttft_{since}s"] = np.where(good, first - at, np.nan)
+    tokens = found["output_tokens"].to_numpy(float, na_value=np.nan)
+    events = found["events"].to_numpy(float)
+    known = found["tokens_first_event"].to_numpy(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        after = tokens - np.where(np.isnan(known), tokens / events, known)
+        found["tpot_s"] = np.where(good & (after > 0), (last - first) / after, np.nan)
     return found
 
 

@@ -99,7 +99,9 @@ def percentile_interval(values: ArrayLike, q: float, alpha: float = 0.05) -> Int
     Source:
         David and Nagaraja (2003), Order Statistics, 3rd edition, section 7.1.
     """
-    ordered = np.sort(np.asarray(values, dtype=float))
+    ordered = np.asarray(values, dtype=float)
+    if (ordered[1:] < ordered[:-1]).any():
+        ordered = np.sort(ordered)
     n = len(ordered)
     if n < minimum_samples(q):
         return None

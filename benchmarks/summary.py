@@ -214,7 +214,8 @@ def _tokens_per_event(good: pd.DataFrame) -> float | None:
 
 
 def _sorted(column: pd.Series[float]) -> NDArray[np.float64]:
-    return np.sort(column.dropna().to_numpy(float))
+    values = column.to_numpy(float)
+    return np.sort(values[~np.isnan(values)])
 
 
 def _values(column: pd.Series[float]) -> list[float]:
