@@ -23,9 +23,7 @@ import math
 import os
 import random
 import re
-import select
 import socket
-import struct
 import sys
 import time
 import zlib
@@ -55,16 +53,20 @@ from benchmarks.alarm import Alarm
 from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
+from benchmarks.wire import (
+    CLOCKS,
+    HEAD_END,
+    SO_TIMESTAMPNS,
+    Arrival,
+    Body,
+    arriving,
+    read_whole,
+    without_optional_space,
+)
 
-READ_BYTES = 65536
-SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module does not name it
-STAMP = struct.Struct("qq")  # struct timespec
-STAMP_SPACE = socket.CMSG_SPACE(STAMP.size)
-STAMP_TRUST_S = 60.0  # data that would have waited longer were stamped by a clock that was set since
 LAG_TICK_S = 0.01
 LOOK_UP_S = 0.5  # the dispatcher sees a stop in a pause of its schedule after so long
 STREAM_KINDS = re.compile("event-stream|ndjson|json")
-HEAD_END = re.compile(rb"\r?\n\r?\n")
 MAX_HEAD_BYTES = 2**20
 AFTER_END_S = 0.1  # a server that keeps the connection after its end mark is left; its stream was complete
 MAX_REDIRECTS = 3
@@ -268,7 +270,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             keep = False
             try:
                 response, at = self._begin(arrival, request, record)
-                location = self._read(_arriving(arrival, response, at), response, record)
+                location = self._read(arriving(arrival, response, at), response, record)
                 keep = not response.should_close()
                 return location
             except _SilentCloseError:
@@ -314,7 +316,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             head += data
             if data and HEAD_END.search(head) is None and len(head) < MAX_HEAD_BYTES:
                 continue
-            response.feed(_without_optional_space(head))
+            response.feed(without_optional_space(head))
             head = b""
             if not data and not response.headers_complete:
                 raise HTTPConnectionClosed("the connection was closed in the headers")
@@ -324,18 +326,18 @@ class Caller(FastHttpUser):  # type: ignore[misc]
     def _read(self, body: Body, response: HTTPResponse, record: Record) -> str | None:
         load = self.load
         if record.status in {307, 308} and isinstance(location := response.get("location"), str):
-            _read_whole(body)
+            read_whole(body)
             return location
         if record.status != 200:
-            raise AnswerError("http_status", f"{record.status}: {describe_failure(_read_whole(body)[0])}")
+            raise AnswerError("http_status", f"{record.status}: {describe_failure(read_whole(body)[0])}")
         kind = str(response.get("content-type") or "").lower()
         if self.api.delta is None:
-            data, at = _read_whole(body)
+            data, at = read_whole(body)
             record.end_s = at - load.plan.origin
             record.bytes = len(data)
             read_body(load.scenario.dialect, data, record, keep_text=load.scenario.keep_texts)
         elif "html" in kind or ("json" in kind and self.api.reader is EventReader):
-            data, _ = _read_whole(body)
+            data, _ = read_whole(body)
             is_error = "json" in kind and data.lstrip().startswith(b'{"error"')
             raise AnswerError(
                 "error_event" if is_error else "malformed",
@@ -379,130 +381,6 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             if broken is not None and error.kind in {"truncated", "malformed"}:
                 raise AnswerError("truncated", f"{error.detail}; the connection broke: {broken}") from broken
             raise
-
-
-def _without_optional_space(head: bytes) -> bytes:
-    """``head`` without the white space that may stand around a field's value (RFC 9112, 5.1), which llhttp keeps: it
-    would take ``chunked`` with a tab for another coding.
-    """
-    if b"\t" not in head and b" \r\n" not in head:
-        return head
-    end = HEAD_END.search(head)
-    fields = head if end is None else head[: end.end()]
-    return re.sub(rb"[ \t]+(?=\r?\n)", b"", re.sub(rb"(?<=:)[ \t]+", b" ", fields)) + head[len(fields) :]
-
-
-def _read_whole(body: Body) -> tuple[bytes, float]:
-    """All of it, and when its last byte came."""
-    parts, at = [], time.perf_counter()
-    try:
-        for data, moment in body:
-            parts.append(data)
-            at = moment
-    except (OSError, HTTPParseError, zlib.error) as error:
-        raise AnswerError("truncated", f"the body ended early: {error}") from error
-    return b"".join(parts), at
-
-
-class Arrival:
-    """Reads a socket and says when the bytes arrived: as the kernel stamped them, not when their turn came here.
-
-    On a busy machine a greenlet wakes milliseconds after its data came; the stamp does not wait (SO_TIMESTAMPNS: 10 us
-    from write to stamp on loopback, 1.4 us more CPU a read). Data of several segments that were read together have the
-    last one's time. Where there are no stamps (TLS, other systems than Linux), the time of reading stands.
-    """
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        # Decrypted bytes may wait inside the TLS layer, where the kernel knows nothing of them.
-        self._plain = not isinstance(connection, gevent.ssl.SSLSocket)
-        self._hub = gevent.get_hub()
-
-    def closed_or_soiled(self) -> bool:
-        """Whether a connection that should be silent is not: the server closed it, or sent what nobody asked for."""
-        if self.connection.fileno() < 0:
-            return True
-        if not self._plain:
-            return bool(select.select([self.connection], [], [], 0)[0])
-        try:
-            self.connection._sock.recv(1, socket.MSG_PEEK)  # noqa: SLF001
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
-
-    def read(self) -> tuple[bytes, float]:
-        """What the next read gives, b"" at the end; and when it came, perf_counter seconds."""
-        if not self._plain:
-            return bytes(self.connection.recv(READ_BYTES)), time.perf_counter()
-        # gevent's own recv tries to read before it waits, which between two tokens of a stream fails each time.
-        while True:
-            self._hub.wait(self.connection._read_event)  # noqa: SLF001
-            try:
-                data, notes, _, _ = self.connection._sock.recvmsg(READ_BYTES, STAMP_SPACE)  # noqa: SLF001
-            except BlockingIOError:
-                continue
-            now = time.perf_counter()
-            for level, kind, stamp in notes:
-                if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
-                    seconds, nanoseconds = STAMP.unpack(stamp)
-                    return data, CLOCKS.at(seconds + nanoseconds * 1e-9, now)
-            return data, now
-
-
-class _Clocks:
-    """Relates the kernel's wall clock to perf_counter; :meth:`look` again, since the wall clock is steered."""
-
-    def __init__(self) -> None:
-        self.look()
-
-    def look(self) -> None:
-        # The shortest of a few looks: a pause between the two reads would be taken for an offset.
-        looks = []
-        for _ in range(5):
-            before = time.perf_counter()
-            wall = time.time()
-            after = time.perf_counter()
-            looks.append((after - before, wall - (before + after) / 2))
-        self._offset = min(looks)[1]
-
-    def at(self, wall: float, now: float) -> float:
-        """``wall`` on perf_counter; ``now`` where the wall clock was set in between."""
-        moment = wall - self._offset
-        return min(moment, now) if now - moment < STAMP_TRUST_S else now
-
-
-CLOCKS = _Clocks()
-
-
-Body = Iterator[tuple[bytes, float]]
-"""Parts of a body, decompressed, each with the moment when it came (perf_counter)."""
-
-
-def _arriving(arrival: Arrival, response: HTTPResponse, at: float) -> Body:
-    """The body, as each read from the socket gives it; ``at`` is when what came with the headers came.
-
-    ``HTTPSocketResponse.read(n)`` would wait for n bytes; this reads what is there, through the same parser.
-    """
-    coding = str(response.get("content-encoding") or "identity").lower()
-    if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
-        raise AnswerError("malformed", f"content-encoding {coding!r} was not asked for and cannot be read")
-    unpack = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
-    body: bytearray = response._body_buffer  # noqa: SLF001
-    while True:
-        if body:
-            data = bytes(body)
-            body.clear()
-            if unpack is not None:
-                data = unpack.decompress(data)
-            yield data, at
-        if response.message_complete:
-            return
-        received, at = arrival.read()
-        response.feed(received)
-        if not received and not response.message_complete:
-            raise HTTPConnectionClosed("the connection was closed in the body")
 
 
 def prepare(plan: Plan, run: Run, workload: Workload, share: tuple[int, int] = (0, 1)) -> Load:
