@@ -49,20 +49,12 @@ from benchmarks.config import Scenario
 from benchmarks.dialects import APIS, AnswerError, CountTokens, describe_failure, read_body, read_stream, request_body
 from benchmarks.plan import Plan, Run
 from benchmarks.records import Record
+from benchmarks import stamps
 from benchmarks.alarm import Alarm
 from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
-from benchmarks.wire import (
-    CLOCKS,
-    HEAD_END,
-    SO_TIMESTAMPNS,
-    Arrival,
-    Body,
-    arriving,
-    read_whole,
-    without_optional_space,
-)
+from benchmarks.wire import HEAD_END, Arrival, Body, arriving, read_whole, without_optional_space
 
 LAG_TICK_S = 0.01
 LOOK_UP_S = 0.5  # the dispatcher sees a stop in a pause of its schedule after so long
@@ -113,6 +105,7 @@ class Load:
     stopping: bool = False
     overflowed: bool = False
     lateness: list[float] = field(default_factory=list)
+    token_lateness: list[float] = field(default_factory=list)
     spans: list[tuple[float, float]] = field(default_factory=list)
     """From sending to the end of each request."""
 
@@ -171,8 +164,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         self.pool.network_timeout = None
         # Nagle would hold back the end of a body longer than a segment until the server acknowledges.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sys.platform == "linux":
-            connection.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        stamps.ask_for(connection)
 
     def on_stop(self) -> None:
         """A connection left open after a run would look like a leak of the server's files in a soak of many runs."""
@@ -214,6 +206,8 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             load.busy -= 1
         load.lateness.append(record.sent_s - record.scheduled_s)
         load.spans.append((record.sent_s, record.end_s))
+        if record.first_token_late_s is not None:
+            load.token_lateness.append(record.first_token_late_s)
         load.ended += 1
         load.write(record.to_json())
         if record.error is not None:
@@ -270,7 +264,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             keep = False
             try:
                 response, at = self._begin(arrival, request, record)
-                location = self._read(arriving(arrival, response, at), response, record)
+                location = self._read(arrival, arriving(arrival, response, at), response, record)
                 keep = not response.should_close()
                 return location
             except _SilentCloseError:
@@ -323,7 +317,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         record.status = response.get_code()
         return response, at
 
-    def _read(self, body: Body, response: HTTPResponse, record: Record) -> str | None:
+    def _read(self, arrival: Arrival, body: Body, response: HTTPResponse, record: Record) -> str | None:
         load = self.load
         if record.status in {307, 308} and isinstance(location := response.get("location"), str):
             read_whole(body)
@@ -344,22 +338,25 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 f"expected a stream of events, got {kind!r}: {describe_failure(data)}",
             )
         else:
-            self._read_stream(body, kind, record)
+            self._read_stream(arrival, body, kind, record)
         return None
 
-    def _read_stream(self, body: Body, kind: str, record: Record) -> None:
+    def _read_stream(self, arrival: Arrival, body: Body, kind: str, record: Record) -> None:
         """Read events as they arrive. Parsing JSON waits until the stream has ended: it would delay the others."""
         origin = self.load.plan.origin
         reader = self.api.reader()
         ended = self.api.end.search
         broken: Exception | None = None
         seen = 0
+        windows: dict[float, float] = {}
         patience = gevent.Timeout(AFTER_END_S)
         try:
             for data, at in body:
                 reader.feed(data, at - origin)
                 record.bytes += len(data)
                 if len(reader.events) > seen:
+                    if len(reader.events) > seen + 1:
+                        windows[at - origin] = arrival.window_s
                     seen = len(reader.events)
                     if not patience.pending and ended(reader.events[-1].data):
                         # To the last chunk: a connection closed before it is lost for the next request.
@@ -377,10 +374,25 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         scenario = self.load.scenario
         try:
             read_stream(scenario.dialect, reader.events, record, self.load.count, keep_text=scenario.keep_texts)
+            record.first_token_late_s = _lateness(record, windows)
         except AnswerError as error:
             if broken is not None and error.kind in {"truncated", "malformed"}:
                 raise AnswerError("truncated", f"{error.detail}; the connection broke: {broken}") from broken
             raise
+
+
+def _lateness(record: Record, windows: dict[float, float]) -> float | None:
+    """``first_token_late_s``: no more than the time in which the first events may have come, and no more than as many
+    usual gaps as came with them (a server may send several at once).
+    """
+    if record.first_token_s is None or record.last_token_s is None:
+        return None
+    window = windows.get(record.first_token_s, 0.0)
+    together = sum(at == record.event_times_s[0] for at in record.event_times_s)
+    rest = record.events - together
+    if together == 1 or not rest:
+        return 0.0
+    return min(window, (together - 1) * (record.last_token_s - record.first_token_s) / rest)
 
 
 def prepare(plan: Plan, run: Run, workload: Workload, share: tuple[int, int] = (0, 1)) -> Load:
@@ -468,6 +480,7 @@ def execute(
         "client_cpu_share": cpu / max(end - begin, 1e-9),
         "lags_s": lags,
         "lateness_s": load.lateness,
+        "token_lateness_s": load.token_lateness,
         "spans_s": load.spans,
     }
 
@@ -479,6 +492,7 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     worker's stands, because one that is unwell spoils its share of every percentile.
     """
     lateness = [value for part in parts for value in part["lateness_s"]]
+    token_lateness = [value for part in parts for value in part["token_lateness_s"]]
     spans = [span for part in parts for span in part["spans_s"]]
     started, ended = min(part["started_s"] for part in parts), max(part["ended_s"] for part in parts)
     return {
@@ -496,6 +510,7 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "loop_lag_p50_s": max((percentile(part["lags_s"], 50) for part in parts if part["lags_s"]), default=None),
         "loop_lag_p99_s": max((percentile(part["lags_s"], 99) for part in parts if part["lags_s"]), default=None),
         "lateness_p99_s": percentile(lateness, 99) if lateness else None,
+        "token_lateness_p50_s": percentile(token_lateness, 50) if token_lateness else None,
         "workers": [
             {"requests": part["requests"], "client_cpu_share": part["client_cpu_share"]}
             | {"loop_lag_p50_s": percentile(part["lags_s"], 50) if part["lags_s"] else None}
@@ -592,7 +607,6 @@ def _measure_lag(lags: list[float]) -> None:
 def _report_progress(load: Load, report: Callable[[int, int], object]) -> None:
     while True:
         gevent.sleep(0.25)
-        CLOCKS.look()
         report(load.ended, load.failed)
 
 

@@ -102,6 +102,8 @@ class ClientLimits(RunConfig):
     """CPU seconds per second of the generator, which is one thread."""
     loop_lag_p50_ms: Annotated[float, Field(gt=0)] = 5.0
     """Median delay of a timer in its event loop, milliseconds."""
+    token_lateness_p50_ms: Annotated[float, Field(gt=0)] = 3.0
+    """Median of by how much the first tokens' times are too late because the generator was busy, milliseconds."""
     dispatch_lateness_p99_ms: Annotated[float, Field(gt=0)] = 50.0
     """Between the scheduled and the real moment of sending, at a constant rate, milliseconds."""
     unseen_concurrency: Share = 0.5

@@ -172,6 +172,12 @@ def ill_health(run: dict[str, Any], limits: ClientLimits, seen: float | None = N
             f"timers in the load generator were {lag * 1000:.1f} ms late at the median "
             f"(limit {limits.loop_lag_p50_ms:g} ms): it had too little CPU"
         )
+    token = run["token_lateness_p50_s"]
+    if token is not None and token * 1000 > limits.token_lateness_p50_ms:
+        found.append(
+            f"the first tokens' times are {token * 1000:.1f} ms too late at the median, because the load generator was "
+            f"busy with others (limit {limits.token_lateness_p50_ms:g} ms): send less, or from more processes"
+        )
     late = run["lateness_p99_s"]
     if late is not None and late * 1000 > limits.dispatch_lateness_p99_ms:
         found.append(

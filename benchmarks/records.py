@@ -50,6 +50,9 @@ class Record:
     """The first byte of the response arrived."""
     first_token_s: float | None = None
     """First text of any kind, reasoning included; an empty delta that only names the role is none."""
+    first_token_late_s: float | None = None
+    """By how much ``first_token_s`` may be too late because this generator was: where several events were read at once,
+    the first have the stamp of the last. None: not a stream."""
     first_content_s: float | None = None
     """First text of the answer itself."""
     last_token_s: float | None = None

@@ -8,24 +8,46 @@ from __future__ import annotations
 import re
 import select
 import socket
-import struct
 import time
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import gevent
 import gevent.ssl
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPResponse
 
+from benchmarks import stamps
 from benchmarks.dialects import AnswerError
 
 READ_BYTES = 65536
-SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module does not name it
-STAMP = struct.Struct("qq")  # struct timespec
-STAMP_SPACE = socket.CMSG_SPACE(STAMP.size)
-STAMP_TRUST_S = 60.0  # data that would have waited longer were stamped by a clock that was set since
+WAITED_S = 0.0002  # a poll that took longer had nothing to give at first
 HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+class Turns:
+    """How long data may have lain ready when a greenlet reads them.
+
+    The loop polls, then lets every greenlet with work have its turn, then polls again. What came while others had
+    their turns is found by the next poll, at once; what a poll had to wait for came at its end.
+    """
+
+    def __init__(self) -> None:
+        self._loop = gevent.get_hub().loop
+        self._polled_at = self._worked_s = 0.0
+        self._watcher = self._loop.prepare(ref=False)
+        self._watcher.start(self._about_to_poll)
+
+    def _about_to_poll(self) -> None:
+        self._polled_at = time.time()
+        self._worked_s = self._polled_at - self._loop.now()
+
+    def window_s(self) -> float:
+        """Seconds before now in which what is read now may have come."""
+        found_at = self._loop.now()  # when the last poll ended, by time.time()
+        since = time.time() - found_at
+        return float(since if found_at - self._polled_at > WAITED_S else since + self._worked_s)
 
 
 class Arrival:
@@ -41,6 +63,7 @@ class Arrival:
         # Decrypted bytes may wait inside the TLS layer, where the kernel knows nothing of them.
         self._plain = not isinstance(connection, gevent.ssl.SSLSocket)
         self._hub = gevent.get_hub()
+        self.window_s = 0.0
 
     def closed_or_soiled(self) -> bool:
         """Whether a connection that should be silent is not: the server closed it, or sent what nobody asked for."""
@@ -57,47 +80,30 @@ class Arrival:
         return True
 
     def read(self) -> tuple[bytes, float]:
-        """What the next read gives, b"" at the end; and when it came, perf_counter seconds."""
+        """What the next read gives, b"" at the end; and when it came, perf_counter seconds.
+
+        Then ``window_s`` bounds how much earlier the first bytes of it came, where they were of several segments.
+        """
         if not self._plain:
-            return bytes(self.connection.recv(READ_BYTES)), time.perf_counter()
+            data = bytes(self.connection.recv(READ_BYTES))
+            self.window_s = turns().window_s()
+            return data, time.perf_counter()
         # gevent's own recv tries to read before it waits, which between two tokens of a stream fails each time.
         while True:
             self._hub.wait(self.connection._read_event)  # noqa: SLF001
             try:
-                data, notes, _, _ = self.connection._sock.recvmsg(READ_BYTES, STAMP_SPACE)  # noqa: SLF001
+                data, notes, _, _ = self.connection._sock.recvmsg(READ_BYTES, stamps.SPACE)  # noqa: SLF001
             except BlockingIOError:
                 continue
             now = time.perf_counter()
-            for level, kind, stamp in notes:
-                if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
-                    seconds, nanoseconds = STAMP.unpack(stamp)
-                    return data, CLOCKS.at(seconds + nanoseconds * 1e-9, now)
-            return data, now
+            self.window_s = turns().window_s()
+            return data, stamps.moment(notes, now)
 
 
-class _Clocks:
-    """Relates the kernel's wall clock to perf_counter; :meth:`look` again, since the wall clock is steered."""
-
-    def __init__(self) -> None:
-        self.look()
-
-    def look(self) -> None:
-        # The shortest of a few looks: a pause between the two reads would be taken for an offset.
-        looks = []
-        for _ in range(5):
-            before = time.perf_counter()
-            wall = time.time()
-            after = time.perf_counter()
-            looks.append((after - before, wall - (before + after) / 2))
-        self._offset = min(looks)[1]
-
-    def at(self, wall: float, now: float) -> float:
-        """``wall`` on perf_counter; ``now`` where the wall clock was set in between."""
-        moment = wall - self._offset
-        return min(moment, now) if now - moment < STAMP_TRUST_S else now
-
-
-CLOCKS = _Clocks()
+@cache
+def turns() -> Turns:
+    """Of this process, from the first read on."""
+    return Turns()
 
 
 Body = Iterator[tuple[bytes, float]]

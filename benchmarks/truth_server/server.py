@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from benchmarks import stamps
 from benchmarks.truth_server import answers, modes, wire
 from benchmarks.truth_server.answers import Answer, answer_tokens, chance, dialect_of, prompt_of
 from benchmarks.truth_server.log import Entry, Log
@@ -192,6 +193,7 @@ class Server:
                 return
             wire_socket.setblocking(False)
             wire_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stamps.ask_for(wire_socket)
             self.log.connections_opened += 1
             self.log.connections_open += 1
             connection = Connection(wire_socket, self.log.connections_opened)
@@ -199,12 +201,13 @@ class Server:
 
     def _receive(self, connection: Connection) -> bool:
         try:
-            data = connection.socket.recv(READ_BYTES)
+            data, notes, _, _ = connection.socket.recvmsg(READ_BYTES, stamps.SPACE)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
-            data = b""
-        connection.stamp = time.perf_counter()
+            data, notes = b"", []
+        # The kernel's stamp: what this server reads late, because it was writing, has not arrived late.
+        connection.stamp = stamps.moment(notes, time.perf_counter())
         if not data:
             self._drop(connection, "left")
             return False

@@ -14,6 +14,7 @@ from benchmarks.config import ClientLimits
 from benchmarks.generator import ill_health
 
 WELL = {"client_cpu_share": 0.5, "loop_lag_p50_s": 0.001, "lateness_p99_s": 0.001, "mean_in_flight": 16.0}
+WELL |= {"token_lateness_p50_s": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ WELL = {"client_cpu_share": 0.5, "loop_lag_p50_s": 0.001, "lateness_p99_s": 0.00
         ({"client_cpu_share": 0.99}, 16.0, "of its one CPU"),
         ({"loop_lag_p50_s": 0.02}, 16.0, "late at the median"),
         ({"lateness_p99_s": 0.2}, 16.0, "after they were due"),
+        ({"token_lateness_p50_s": 0.02}, 16.0, "too late at the median"),
         ({}, 5.0, "the server saw 5"),
     ],
 )
