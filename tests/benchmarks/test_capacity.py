@@ -150,6 +150,7 @@ def test_the_capacity_of_a_server_with_slots_is_slots_over_service_time(command,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_capacity_is_within_5_percent_and_the_same_again(command, truth_server, calls_file):
     """The bar in full: 4 slots of 200 ms are 20 requests per second."""
     server = truth_server("slots=4", "service_ms=200")

@@ -126,6 +126,7 @@ def test_a_setting_that_the_server_refuses_is_said_in_one_line(environment):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_embedded_model_is_faster_with_all_of_them(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
@@ -134,5 +135,5 @@ def test_the_embedded_model_is_faster_with_all_of_them(tmp_path, monkeypatch):
     summary = yaml.safe_load((tmp_path / "r/summary.json").read_text(encoding="utf-8"))
     found = {result["name"]: result for result in summary["results"]}
     assert code == 0
-    assert found["all_together"]["low"] > 1
+    assert found["all_together"]["gain"] > 1
     assert found["all_together"]["accuracy"][1] > 0.85

@@ -182,6 +182,7 @@ def left_over(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_interrupted_search_stops_its_servers_and_is_resumed_without_doing_again_what_is_done(
     environment, calls_file, tmp_path
 ):
@@ -218,6 +219,7 @@ def test_an_interrupted_search_stops_its_servers_and_is_resumed_without_doing_ag
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_embedded_model_is_tuned(tmp_path, monkeypatch):
     """The real server: 16 at once and the instruction computed once, against one at a time, under 16 users."""
     monkeypatch.chdir(ROOT)
