@@ -18,10 +18,17 @@ S = TypeVar("S", bound=Scenario)
 EXIT_CODES = "exit codes: 0 pass, 1 fail, 2 usage, 3 no verdict (or interrupted), 4 invalid run\n"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes flags between ``key=value`` words too, which plain argparse refuses."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self.parse_intermixed_args(args, namespace)
+
+
 def parser(verb: str, description: str, *examples: str) -> argparse.ArgumentParser:
     """A parser with ``--json`` and ``--quiet``; ``examples`` are what follows ``python -m benchmarks``."""
     lines = "".join(f"  python -m benchmarks {example}\n" for example in examples)
-    found = argparse.ArgumentParser(
+    found = _Parser(
         prog=f"python -m benchmarks {verb}",
         description=description,
         epilog=f"examples:\n{lines}\n{EXIT_CODES}",

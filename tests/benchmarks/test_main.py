@@ -12,6 +12,7 @@ import pytest
 import benchmarks
 from benchmarks.__main__ import VERBS, main
 
+CALLS = Path(benchmarks.__file__).parents[1] / "data" / "calls.jsonl"
 CONFIGS = Path(benchmarks.__file__).parent / "configs"
 
 
@@ -148,6 +149,14 @@ def test_every_verb_teaches(verb, capsys):
 
     assert caught.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_flags_may_stand_between_settings(command):
+    code, last, _, _ = command("run", CONFIGS / "classify.yml", "--quiet", "url=http://127.0.0.1:1", "--json", "users=2",
+                               f"calls={CALLS}")  # fmt: skip
+
+    assert code == 4
+    assert "cannot connect" in last["error"]
 
 
 def test_help_names_every_verb(capsys):
