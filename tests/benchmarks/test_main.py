@@ -152,8 +152,9 @@ def test_every_verb_teaches(verb, capsys):
 
 
 def test_flags_may_stand_between_settings(command):
-    code, last, _, _ = command("run", CONFIGS / "classify.yml", "--quiet", "url=http://127.0.0.1:1", "--json", "users=2",
-                               f"calls={CALLS}")  # fmt: skip
+    code, last, _, _ = command(
+        "run", CONFIGS / "classify.yml", "--quiet", "url=http://127.0.0.1:1", "--json", "users=2", f"calls={CALLS}"
+    )
 
     assert code == 4
     assert "cannot connect" in last["error"]
