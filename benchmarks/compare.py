@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -24,7 +23,7 @@ from benchmarks.progress import Display
 from benchmarks.quality import answers, judge
 from benchmarks.records import Arm
 from benchmarks.report import write_report
-from benchmarks.results import measured_records, read_manifest
+from benchmarks.results import measured_records
 from benchmarks.sampler import server_use
 from benchmarks.session import Session, Side, interrupted
 from benchmarks.stats import (
@@ -168,20 +167,6 @@ def order(pair: int) -> tuple[Arm, ...]:
 def texts_are_compared(scenario: Scenario) -> bool:
     """Sampled texts differ by chance; categories are compared as they are."""
     return scenario.dialect != "classify" and scenario.temperature == 0
-
-
-def same_workload(folders: Sequence[Path]) -> str:
-    """The hash of the work that all of these results folders did.
-
-    Raises:
-        UsageError: They did different work, so their figures cannot be compared.
-        ResultsError: One is not a results folder, or of another version.
-    """
-    hashes = {folder: str(read_manifest(folder)["workload"]["sha256"]) for folder in folders}
-    if len(set(hashes.values())) != 1:
-        told = ", ".join(f"{folder}: {digest[:12]}" for folder, digest in hashes.items())
-        raise UsageError(f"these did different work and cannot be compared ({told}): send the same calls to both")
-    return next(iter(hashes.values()))
 
 
 def _check(scenario: Scenario) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.compare import evaluate, order, percentile_intervals, same_workload
+from benchmarks.compare import evaluate, order, percentile_intervals
 from benchmarks.config import Scenario
-from benchmarks.errors import ResultsError, UsageError
 from benchmarks.records import Record
-from benchmarks.results import RESULTS_VERSION, derive, frame
+from benchmarks.results import derive, frame
 from benchmarks.sampler import COLUMNS
 
 NO_SAMPLES = pd.DataFrame(columns=list(COLUMNS))
@@ -216,16 +214,3 @@ def test_intervals_of_percentiles_hold_the_value_they_are_of():
         column = "tpot_s" if metric == "tpot" else f"{metric}_scheduled_s"
         value = 1000 * np.percentile(rows[column], int(q))
         assert low_high[0] < value < low_high[1]
-
-
-def test_different_work_is_not_compared(tmp_path):
-    for name, digest in (("x", "1" * 64), ("y", "1" * 64), ("z", "2" * 64)):
-        (tmp_path / name).mkdir()
-        document = {"results_version": RESULTS_VERSION, "workload": {"sha256": digest}}
-        (tmp_path / name / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
-
-    assert same_workload([tmp_path / "x", tmp_path / "y"]) == "1" * 64
-    with pytest.raises(UsageError, match="different work"):
-        same_workload([tmp_path / "x", tmp_path / "z"])
-    with pytest.raises(ResultsError, match="not a results folder"):
-        same_workload([tmp_path / "x", tmp_path])
