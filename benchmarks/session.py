@@ -103,7 +103,11 @@ class Session:
         self.created_at = datetime.now(UTC)
         self._resumed_at: list[str] = []
         if (self.folder / "manifest.json").exists():
-            self._take_up(read_manifest(self.folder))
+            try:
+                self._take_up(read_manifest(self.folder))
+            except BaseException:
+                self._lock.close()
+                raise
         # Zero is the beginning of the first attempt, so that all attempts lie on one axis.
         self.origin = time.perf_counter() - (datetime.now(UTC) - self.created_at).total_seconds()
         sources = {f"server_{arm}": source_of(scenario, arm, side.url, side.pid) for arm, side in self.sides.items()}
