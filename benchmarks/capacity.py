@@ -22,9 +22,8 @@ from benchmarks.errors import EndpointError, InvalidRunError, UsageError
 from benchmarks.goodput import Limits, cell, good_requests, share_interval
 from benchmarks.progress import Display
 from benchmarks.records import Phase
-from benchmarks.report import write_report
 from benchmarks.sampler import server_use
-from benchmarks.session import Session, Side, interrupted
+from benchmarks.session import Session, Side
 from benchmarks.summary import duration_s, metric_of_run, summarise
 from benchmarks.texts import say
 from benchmarks.verdict import EXIT_CODES, Answer
@@ -345,14 +344,9 @@ def capacity(scenario: CapacityScenario, display: Display) -> tuple[int, dict[st
     runs = [run for run in session.runs if run["phase"] == "measure" and not run["set_aside"]]
     peak = max((run["peak_in_flight"] for run in runs), default=0)
     summary = summarise(records[records["run"].isin([run["run"] for run in runs])], peak)
-    summary |= server_use(session.samples(), "server_a", runs)
+    summary |= server_use(session.samples(), "server_a", runs, tokens=summary["output_tokens"], cost=scenario.cost)
     summary |= evaluate(probing, trouble, stopped=stopped)
-    summary |= {"name": scenario.name, "folder": str(session.folder), "report": str(session.folder / "report.html")}
-    session.keep(summary)
-    write_report(session.folder, scenario.lang)
-    if stopped:
-        raise interrupted(session.folder)
-    return int(summary["exit_code"]), summary
+    return session.conclude(summary, stopped=stopped)
 
 
 def evaluate(probing: Probing, trouble: str | None, *, stopped: bool) -> dict[str, Any]:

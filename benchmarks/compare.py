@@ -22,10 +22,9 @@ from benchmarks.goodput import good_requests, share_interval
 from benchmarks.progress import Display
 from benchmarks.quality import answers, judge
 from benchmarks.records import Arm
-from benchmarks.report import write_report
 from benchmarks.results import measured_records
 from benchmarks.sampler import server_use
-from benchmarks.session import Session, Side, interrupted
+from benchmarks.session import Session, Side
 from benchmarks.stats import (
     Floats,
     PairedComparison,
@@ -143,7 +142,6 @@ def compare_in_looks(
     if session.complete and level is None:
         too_few = {"pairs": progress.pairs, "needed": min(looks.levels), "budget_s": looks.budget_s}
         _refuse(summary, Finding("completeness", "NO VERDICT", "budget_spent", too_few))
-    summary |= {"name": scenario.name, "folder": str(session.folder), "report": str(session.folder / "report.html")}
     summary["sequential"] = {
         "levels": {str(pairs): value for pairs, value in looks.levels.items()},
         "looks": progress.looks,
@@ -152,11 +150,7 @@ def compare_in_looks(
         "budget_s": looks.budget_s,
         "seconds": time.monotonic() - started,
     }
-    session.keep(summary)
-    write_report(session.folder, scenario.lang)
-    if stopped:
-        raise interrupted(session.folder)
-    return int(summary["exit_code"]), summary
+    return session.conclude(summary, stopped=stopped)
 
 
 def order(pair: int) -> tuple[Arm, ...]:

@@ -7,13 +7,12 @@ from typing import Any
 
 from benchmarks.command_line import measure, scenario_parser
 from benchmarks.config import Objective, Scenario
-from benchmarks.errors import FAIL, INVALID, NO_VERDICT, PASS, UsageError
+from benchmarks.errors import UsageError
 from benchmarks.progress import Display
-from benchmarks.report import write_report
 from benchmarks.sampler import server_use
-from benchmarks.session import Session, Side, interrupted
+from benchmarks.session import Session, Side
 from benchmarks.summary import summarise
-from benchmarks.verdict import Answer
+from benchmarks.verdict import EXIT_CODES, Answer
 
 DESCRIPTION = """\
 Send load to one server and write runs/NAME-TIME/ with every request (requests.parquet, requests.jsonl), samples of
@@ -69,22 +68,14 @@ def run(scenario: Scenario, display: Display) -> tuple[int, dict[str, Any]]:
         )
     missed = missed_objectives(scenario.objective, summary)
     verdict: Answer = "INVALID" if reasons else "NO VERDICT" if stopped else "FAIL" if missed else "PASS"
-    code = INVALID if reasons else NO_VERDICT if stopped else FAIL if missed else PASS
     summary |= {
         "kind": "run",
-        "name": scenario.name,
         "verdict": verdict,
-        "exit_code": code,
+        "exit_code": EXIT_CODES[verdict],
         "objective": scenario.objective.model_dump(exclude_none=True),
         "reasons": reasons + missed,
-        "folder": str(session.folder),
-        "report": str(session.folder / "report.html"),
     }
-    session.keep(summary)
-    write_report(session.folder, scenario.lang)
-    if stopped:
-        raise interrupted(session.folder)
-    return code, summary
+    return session.conclude(summary, stopped=stopped)
 
 
 def missed_objectives(objective: Objective, summary: dict[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ from benchmarks.performance import test_result
 from benchmarks.plan import Run
 from benchmarks.progress import Display
 from benchmarks.records import Arm, Phase
+from benchmarks.report import write_report
 from benchmarks.results import (
     JOURNAL,
     RESULTS_VERSION,
@@ -218,6 +219,23 @@ class Session:
             ci.write_markdown(summary, self.folder / "report.md", self.scenario.lang)
         if self.scenario.out is None:
             point_to_latest(self.folder)
+
+    def conclude(self, summary: dict[str, Any], *, stopped: bool) -> tuple[int, dict[str, Any]]:
+        """Keep ``summary`` and write the report; the exit code and the summary, which is the end of every verb.
+
+        Raises:
+            InvalidRunError: The disk is full.
+            InterruptedRunError: It was ``stopped``; what was measured is kept.
+        """
+        summary["name"] = self.scenario.name
+        summary |= {"folder": str(self.folder), "report": str(self.folder / "report.html")}
+        self.keep(summary)
+        write_report(self.folder, self.scenario.lang)
+        if stopped:
+            raise InterruptedRunError(
+                f"interrupted: what was measured until then is in {self.folder}, marked as incomplete"
+            )
+        return int(summary["exit_code"]), summary
 
     def write_manifest(self) -> None:
         """After every run, so that what ends the benchmark finds it up to date."""
@@ -421,10 +439,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def interrupted(folder: Path) -> InterruptedRunError:
-    return InterruptedRunError(f"interrupted: what was measured until then is in {folder}, marked as incomplete")
 
 
 @contextlib.contextmanager

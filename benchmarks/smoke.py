@@ -20,9 +20,8 @@ from benchmarks.config import Scenario
 from benchmarks.errors import UsageError
 from benchmarks.measure import missed_objectives
 from benchmarks.progress import Display
-from benchmarks.report import write_report
 from benchmarks.sampler import server_use
-from benchmarks.session import Session, Side, interrupted
+from benchmarks.session import Session, Side
 from benchmarks.summary import summarise
 from benchmarks.texts import say
 from benchmarks.verdict import EXIT_CODES, Answer
@@ -102,19 +101,12 @@ def smoke(scenario: SmokeScenario, display: Display) -> tuple[int, dict[str, Any
     verdict: Answer = "INVALID" if reasons else "FAIL" if missed else "NO VERDICT" if stopped else "PASS"
     summary |= {
         "kind": "smoke",
-        "name": scenario.name,
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "objective": scenario.objective.model_dump(exclude_none=True),
         "reasons": reasons + missed,
-        "folder": str(session.folder),
-        "report": str(session.folder / "report.html"),
     }
-    session.keep(summary)
-    write_report(session.folder, scenario.lang)
-    if stopped:
-        raise interrupted(session.folder)
-    return summary["exit_code"], summary
+    return session.conclude(summary, stopped=stopped)
 
 
 def request_lines(records: pd.DataFrame) -> list[dict[str, Any]]:

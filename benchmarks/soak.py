@@ -20,9 +20,8 @@ from benchmarks.config import Scenario
 from benchmarks.errors import UsageError
 from benchmarks.measure import missed_objectives
 from benchmarks.progress import Display
-from benchmarks.report import write_report
 from benchmarks.sampler import increase, server_use
-from benchmarks.session import Session, Side, interrupted
+from benchmarks.session import Session, Side
 from benchmarks.stats import percentile
 from benchmarks.summary import summarise
 from benchmarks.texts import say
@@ -141,19 +140,12 @@ def soak(scenario: SoakScenario, display: Display) -> tuple[int, dict[str, Any]]
     verdict, reasons = conclude(scenario, summary, runs, stopped=stopped)
     summary |= {
         "kind": "soak",
-        "name": scenario.name,
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "objective": scenario.objective.model_dump(exclude_none=True),
         "reasons": reasons,
-        "folder": str(session.folder),
-        "report": str(session.folder / "report.html"),
     }
-    session.keep(summary)
-    write_report(session.folder, scenario.lang)
-    if stopped:
-        raise interrupted(session.folder)
-    return summary["exit_code"], summary
+    return session.conclude(summary, stopped=stopped)
 
 
 def cells(scenario: SoakScenario) -> list[float]:
