@@ -214,9 +214,8 @@ def _figures(content: _Content) -> dict[str, Plot]:
 
 def _plots(figures: Mapping[str, Plot], content: _Content) -> str:
     """Pairs of plots side by side; a plot without a neighbour, or that needs the width, is wide."""
-    rules = content.manifest.get("scenario", {}).get("verdict", {})
-    values = {
-        "forest": {"confidence": 1 - content.summary.get("level", rules.get("alpha", 0.05))},
+    values: dict[str, dict[str, Any]] = {
+        "forest": {"confidence": (content.summary.get("comparison") or {}).get("confidence")},
         "f1": {"calls": (content.summary.get("quality") or {}).get("labelled_calls")},
     }
     parts: list[str] = []

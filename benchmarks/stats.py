@@ -43,6 +43,8 @@ class PairedComparison:
     ratios: tuple[float, ...]
     noises: tuple[Noise, ...]
     """Standard error of log(ratio) and its degrees of freedom, by each way of estimating it."""
+    confidence: float
+    """Of both intervals; at one look of several it is more than of all looks together."""
 
     def p_at_most(self, ratio: float) -> float:
         """One-sided p of "the true ratio is at most ``ratio``": small when it is above."""
@@ -217,6 +219,7 @@ def compare_pairs(
         p_value=min(1.0, 2 * _p_of(distance, noises)),
         ratios=tuple(math.exp(value) for value in logs),
         noises=noises,
+        confidence=1 - alpha,
     )
 
 

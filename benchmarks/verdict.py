@@ -57,7 +57,7 @@ def judge_speed(comparison: PairedComparison | None, rules: VerdictRules, fewest
     """
     if comparison is None:
         return Finding("speed", "NO VERDICT", "speed_missing", _missing(rules.primary, fewest))
-    values = _gain(comparison, rules.primary, rules.margin, rules)
+    values = _gain(comparison, rules.primary, rules.margin)
     low, high = values["low"], values["high"]
     answer: Answer = "PASS" if low > 1 - rules.margin else "FAIL" if high < 1 - rules.margin else "NO VERDICT"
     direction = "faster" if low > 1 else "slower" if high < 1 else "same"
@@ -91,7 +91,7 @@ def judge_guards(
         elif name not in ratios:
             found.append(Finding("guard", "NO VERDICT", "guard_missing", _missing(name, fewest)))
         else:
-            values = _gain(ratios[name], name, margin, rules)
+            values = _gain(ratios[name], name, margin)
             broken = worse[name] <= level / 2
             answer: Answer = "PASS" if values["low"] > 1 - margin else "FAIL" if broken else "NO VERDICT"
             found.append(Finding("guard", answer, f"guard_{_word(answer)}", values | {"p_worse": worse[name]}))
@@ -165,7 +165,7 @@ def decide(findings: Sequence[Finding]) -> Answer:
     return "PASS"
 
 
-def _gain(comparison: PairedComparison, metric: Metric, margin: float, rules: VerdictRules) -> dict[str, Any]:
+def _gain(comparison: PairedComparison, metric: Metric, margin: float) -> dict[str, Any]:
     """The ratio turned so that above 1 is better, whichever way the metric points."""
     gain, low, high = comparison.ratio, comparison.t.low, comparison.t.high
     if metric not in HIGHER_IS_BETTER:
@@ -177,7 +177,7 @@ def _gain(comparison: PairedComparison, metric: Metric, margin: float, rules: Ve
         "high": high,
         "margin": margin,
         "pairs": comparison.pairs,
-        "confidence": 1 - rules.alpha,
+        "confidence": comparison.confidence,
     }
 
 

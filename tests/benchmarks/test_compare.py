@@ -214,3 +214,14 @@ def test_intervals_of_percentiles_hold_the_value_they_are_of():
         column = "tpot_s" if metric == "tpot" else f"{metric}_scheduled_s"
         value = 1000 * np.percentile(rows[column], int(q))
         assert low_high[0] < value < low_high[1]
+
+
+def test_an_interval_is_called_what_it_is_at_one_look_of_several():
+    """At a look's own level of 1 % the interval is of 99 %, and wider than that of the only look."""
+    once, at_a_look = (
+        next(f for f in judged(level=level)["findings"] if f["rule"] == "speed") for level in (None, 0.01)
+    )
+
+    assert once["values"]["confidence"] == pytest.approx(0.95)
+    assert at_a_look["values"]["confidence"] == pytest.approx(0.99)
+    assert at_a_look["values"]["low"] < once["values"]["low"] < once["values"]["high"] < at_a_look["values"]["high"]
