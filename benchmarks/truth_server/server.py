@@ -114,6 +114,8 @@ class Server:
         self._default = modes.split(truth.mode)
         self._listener = listener
         listener.setblocking(False)
+        # Inherited: what arrives before a connection is accepted is stamped too.
+        stamps.ask_for(listener)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._moments: list[tuple[float, int, Action, Connection | None, float]] = []
@@ -193,7 +195,6 @@ class Server:
                 return
             wire_socket.setblocking(False)
             wire_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stamps.ask_for(wire_socket)
             self.log.connections_opened += 1
             self.log.connections_open += 1
             connection = Connection(wire_socket, self.log.connections_opened)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import runconfig
-from benchmarks.config import Scenario
+from benchmarks.gate import GateScenario
 from model_server import deployment
 from model_server.deployment import (
     DeploymentConfig,
@@ -309,4 +309,4 @@ def test_every_gate_that_an_environment_names_is_a_scenario():
 
     assert gates
     for gate in gates:
-        runconfig.load(Scenario, root / gate)
+        runconfig.load(GateScenario, root / gate)
