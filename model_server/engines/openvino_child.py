@@ -179,21 +179,27 @@ def properties(load: Load) -> dict[str, Any]:
 
 
 class Scoring:
-    """Score requests, first come first served, one forward pass at each call of :meth:`step`."""
+    """Scores requests, one forward pass at each call of :meth:`step`.
+
+    What waits when a pass is over is scored together: a pass over 16 calls costs 0.75 as much a call as one over 4
+    (tiny model, 2 threads, 2026-11-23), and only here is known when it is over.
+    """
 
     def __init__(self, channel: Channel, scorer: Scorer | None) -> None:
         self._channel, self._scorer = channel, scorer
         self._waiting: deque[Score] = deque()
-        self._current: tuple[int, Iterator[list[list[float]]]] | None = None
+        self._current: deque[Score] = deque()
+        """Of the pass under way, in the order of their prompts."""
+        self._batches: Iterator[list[list[float]]] = iter(())
         self._rows: list[list[float]] = []
 
     @property
     def busy(self) -> bool:
-        return self._current is not None or bool(self._waiting)
+        return bool(self._current or self._waiting)
 
     @property
     def running(self) -> int:
-        return len(self._waiting) + (self._current is not None)
+        return len(self._waiting) + len(self._current)
 
     def add(self, request: Score) -> None:
         if self._scorer is None:
@@ -202,19 +208,22 @@ class Scoring:
             self._waiting.append(request)
 
     def step(self) -> None:
-        if self._current is None:
+        if not self._current:
             if not self._waiting:
                 return
-            assert self._scorer is not None
-            request = self._waiting.popleft()
-            self._current = (request.id, self._scorer.batches(request.prompts, request.label_ids))
-            self._rows = []
-        request_id, batches = self._current
-        try:
-            self._rows += next(batches)
-        except StopIteration:
-            self._channel.send(Scores(request_id, self._rows))
-            self._current = None
+            self._begin()
+        self._rows += next(self._batches)
+        while self._current and len(self._rows) >= (count := len(self._current[0].prompts)):
+            self._channel.send(Scores(self._current.popleft().id, self._rows[:count]))
+            del self._rows[:count]
+
+    def _begin(self) -> None:
+        assert self._scorer is not None
+        labels = self._waiting[0].label_ids
+        while self._waiting and self._waiting[0].label_ids == labels:
+            self._current.append(self._waiting.popleft())
+        prompts = [prompt for request in self._current for prompt in request.prompts]
+        self._batches = self._scorer.batches(prompts, labels)
 
 
 def serve(channel: Channel, generation: Generation, scorer: Scorer | None) -> None:
