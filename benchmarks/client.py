@@ -55,12 +55,13 @@ from benchmarks.alarm import Alarm
 from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
-from benchmarks.wire import HEAD_END, Arrival, Body, arriving, read_whole, without_optional_space
+from benchmarks.wire import HEAD_END, Arrival, Body, arriving, read_whole, turns, without_optional_space
 
 LAG_TICK_S = 0.01
 LOOK_UP_S = 0.5  # the dispatcher sees a stop in a pause of its schedule after so long
 STREAM_KINDS = re.compile("event-stream|ndjson|json")
 MAX_HEAD_BYTES = 2**20
+LATE_S = 0.003  # of a first token: well under the 5 ms by which a median may be wrong
 AFTER_END_S = 0.1  # a server that keeps the connection after its end mark is left; its stream was complete
 MAX_REDIRECTS = 3
 PAUSE_AFTER_ERROR_S = 0.1  # a closed loop would otherwise spin on a server that refuses
@@ -267,7 +268,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             keep = False
             try:
                 response, at = self._begin(arrival, request, record)
-                location = self._read(arrival, arriving(arrival, response, at), response, record)
+                location = self._read(arriving(arrival, response, at), response, record)
                 keep = not response.should_close()
                 return location
             except _SilentCloseError:
@@ -320,7 +321,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         record.status = response.get_code()
         return response, at
 
-    def _read(self, arrival: Arrival, body: Body, response: HTTPResponse, record: Record) -> str | None:
+    def _read(self, body: Body, response: HTTPResponse, record: Record) -> str | None:
         load = self.load
         if record.status in {307, 308} and isinstance(location := response.get("location"), str):
             read_whole(body)
@@ -341,10 +342,10 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 f"expected a stream of events, got {kind!r}: {describe_failure(data)}",
             )
         else:
-            self._read_stream(arrival, body, kind, record)
+            self._read_stream(body, kind, record)
         return None
 
-    def _read_stream(self, arrival: Arrival, body: Body, kind: str, record: Record) -> None:
+    def _read_stream(self, body: Body, kind: str, record: Record) -> None:
         """Read events as they arrive. Parsing JSON waits until the stream has ended: it would delay the others."""
         origin = self.load.plan.origin
         reader = self.api.reader()
@@ -359,7 +360,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 record.bytes += len(data)
                 if len(reader.events) > seen:
                     if len(reader.events) > seen + 1:
-                        windows[at - origin] = arrival.window_s
+                        windows[at - origin] = turns().window_s()
                     seen = len(reader.events)
                     if not patience.pending and ended(reader.events[-1].data):
                         # To the last chunk: a connection closed before it is lost for the next request.
@@ -372,6 +373,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         finally:
             patience.close()
         reader.close(time.perf_counter() - origin)
+        gevent.sleep(0)  # a wave of streams that end together is read as a whole before the first of them is parsed
         if not reader.events and broken is None and not STREAM_KINDS.search(kind):
             raise AnswerError("malformed", f"expected a stream of events, got {record.bytes} bytes of {kind!r}")
         scenario = self.load.scenario
@@ -533,7 +535,9 @@ def merge(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "loop_lag_p50_s": max((percentile(part["lags_s"], 50) for part in parts if part["lags_s"]), default=None),
         "loop_lag_p99_s": max((percentile(part["lags_s"], 99) for part in parts if part["lags_s"]), default=None),
         "lateness_p99_s": percentile(lateness, 99) if lateness else None,
-        "token_lateness_p50_s": percentile(token_lateness, 50) if token_lateness else None,
+        "late_first_tokens": sum(late > LATE_S for late in token_lateness) / len(token_lateness)
+        if token_lateness
+        else None,
         "workers": [
             {"requests": part["requests"], "client_cpu_share": part["client_cpu_share"]}
             | {"loop_lag_p50_s": percentile(part["lags_s"], 50) if part["lags_s"] else None}

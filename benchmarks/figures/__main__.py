@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.figures import analysis, behaviour, classification, generation, quota
+from benchmarks.figures import analysis, behaviour, classification, client_health, generation, quota
 from benchmarks.figures.calibration import calibrate
 from benchmarks.figures.table import Figure
 from benchmarks.figures.workload import random_model
@@ -30,8 +30,10 @@ FIGURES: dict[str, Callable[[Path, Path, int], list[Figure]]] = {
     "drain": behaviour.drain,
     "quota": quota.measure,
     "analysis": analysis.measure,
+    "client_health": client_health.measure,
 }
 
+WITHOUT_MODEL = {"analysis", "client_health"}
 
 HEAD = "| figure | measured | bar | | medians |\n|---|---|---|---|---|"
 
@@ -67,8 +69,7 @@ def main(words: list[str]) -> int:
     if unknown:
         print(f"unknown figures {', '.join(unknown)}; there are {', '.join(FIGURES)}", file=sys.stderr)
         return 2
-    # The analysis of results needs no model.
-    needed = settings["only"] != "analysis"
+    needed = not set(settings["only"].split(",")) <= WITHOUT_MODEL
     model = Path(settings["model"]) if settings["model"] else random_model() if needed else Path()
     out = Path(settings["out"])
     out.mkdir(parents=True, exist_ok=True)
