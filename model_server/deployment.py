@@ -202,20 +202,29 @@ def load(path: Path | str, overrides: Sequence[str] = (), environ: Mapping[str, 
         raise ConfigurationError(str(error)) from error
 
 
+def change_of(path: str) -> ChangeClass:
+    """What applying a new value of the field ``path`` takes, such as ``serving.port``."""
+    model: type[RunConfig] = DeploymentConfig
+    *parents, name = path.split(".")
+    for parent in parents:
+        model = model.model_fields[parent].annotation  # type: ignore[assignment]
+    extra = model.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)  # test_every_field_says_what_its_change_takes
+    return extra["change"]  # type: ignore[return-value]
+
+
 def changes(old: DeploymentConfig, new: DeploymentConfig) -> list[tuple[str, ChangeClass]]:
     """Fields that differ, as (path, what applying it takes), in the order of the file."""
     return list(_changes(old, new, ""))
 
 
 def _changes(old: RunConfig, new: RunConfig, prefix: str) -> Iterator[tuple[str, ChangeClass]]:
-    for name, field in type(old).model_fields.items():
+    for name in type(old).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if isinstance(before, RunConfig):
             yield from _changes(before, after, f"{prefix}{name}.")
         elif before != after:
-            extra = field.json_schema_extra
-            assert isinstance(extra, dict)  # test_every_field_says_what_its_change_takes
-            yield f"{prefix}{name}", extra["change"]  # type: ignore[misc]
+            yield f"{prefix}{name}", change_of(f"{prefix}{name}")
 
 
 # What follows from the description -----------------------------------------------------------------------

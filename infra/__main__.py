@@ -1,0 +1,68 @@
+"""What ``pulumi up`` runs: the stack of an environment, ``environments/<stack>.yml``.
+
+Keys of a stack (``Pulumi.<stack>.yaml``): ``environment`` (another file), ``image`` (what was built, pinned),
+``cluster`` (see infra/cluster.py), ``api_keys`` (secret, one a line), ``hosts`` (of a stack of servers).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pulumi
+
+from infra import servers
+from infra.manifests import read_cluster
+from infra.model_server import ModelServer, ModelServerArgs
+from infra.plan import report_changes
+from model_server import capacity, deployment
+from model_server.deployment import DeploymentConfig
+from model_server.errors import ConfigurationError, DeploymentError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    settings = pulumi.Config()
+    path = ROOT / (settings.get("environment") or f"environments/{pulumi.get_stack()}.yml")
+    config = deployment.load(path)
+    pulumi.log.info(f"{path.relative_to(ROOT)} fits:\n{capacity.check(config).arithmetic}")
+    report_changes(config)
+    match config.deployment_type:
+        case "kubernetes":
+            on_kubernetes(config, settings)
+        case "server":
+            pulumi.export("hosts", servers.hosts(settings.get_object("hosts") or []))
+        case "local":
+            raise ConfigurationError(
+                f"{path.name} is of type local: run it with `python -m model_server {path.relative_to(ROOT)}`"
+            )
+    pulumi.export("environment", config.model_dump(mode="json"))
+
+
+def on_kubernetes(config: DeploymentConfig, settings: pulumi.Config) -> None:
+    raw: Any = settings.get_object("cluster") or {}
+    cluster = read_cluster(raw, "cluster")
+    keys = None
+    if config.serving.api_keys_file is not None:
+        if settings.get("api_keys") is None:
+            raise ConfigurationError(
+                f"serving.api_keys_file is {str(config.serving.api_keys_file)!r}, but the stack has no keys: "
+                "`pulumi config set --secret api_keys` (one a line), or set api_keys_file to null to ask for none"
+            )
+        keys = settings.require_secret("api_keys")
+    image = config.image or settings.get("image")
+    if image is None:
+        raise ConfigurationError(
+            "no image: build infra/image/Dockerfile and name it with `pulumi config set image NAME:HASH`, or write the "
+            "registry's digest as `image` into the environment"
+        )
+    server = ModelServer("qwen3", ModelServerArgs(config=config, cluster=cluster, image=image, api_keys=keys))
+    pulumi.export("url", server.url)
+    pulumi.export("namespace", cluster.namespace)
+
+
+try:
+    main()
+except DeploymentError as error:
+    raise pulumi.RunError(str(error)) from None  # its text alone: no traceback for a user's mistake

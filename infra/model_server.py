@@ -1,0 +1,101 @@
+"""The model server on Kubernetes, as a Pulumi component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+
+from infra.cluster import ClusterSettings
+from infra.manifests import KEYS, NAME, Manifest, manifests
+from model_server.deployment import DeploymentConfig, timings
+
+_TYPES: Mapping[str, Any] = {
+    "Namespace": kubernetes.core.v1.Namespace,
+    "ServiceAccount": kubernetes.core.v1.ServiceAccount,
+    "ConfigMap": kubernetes.core.v1.ConfigMap,
+    "NetworkPolicy": kubernetes.networking.v1.NetworkPolicy,
+    "Service": kubernetes.core.v1.Service,
+    "Deployment": kubernetes.apps.v1.Deployment,
+    "PodDisruptionBudget": kubernetes.policy.v1.PodDisruptionBudget,
+    "HorizontalPodAutoscaler": kubernetes.autoscaling.v2.HorizontalPodAutoscaler,
+}
+"""Kinds that pulumi-kubernetes knows; others are custom resources of an operator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelServerArgs:
+    """What runs.
+
+    Attributes:
+        config: The environment.
+        cluster: The site.
+        image: Pinned.
+        api_keys: One a line; required when ``serving.api_keys_file`` is set.
+    """
+
+    config: DeploymentConfig
+    cluster: ClusterSettings
+    image: str
+    api_keys: pulumi.Input[str] | None = None
+
+
+class ModelServer(pulumi.ComponentResource):
+    """Everything of :func:`infra.manifests.manifests`, and the Secret with the API keys.
+
+    Attributes:
+        url: Inside the cluster.
+    """
+
+    url: pulumi.Output[str]
+
+    def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("qwen3:infra:ModelServer", name, {}, opts)
+        made: dict[str, pulumi.Resource] = {}
+        for manifest in manifests(args.config, args.cluster, args.image):
+            kind = manifest["kind"]
+            if kind == "Deployment" and args.api_keys is not None:
+                made["Secret"] = self._secret(args.api_keys, args.cluster.namespace, made)
+            made[f"{kind}/{_logical(manifest)}"] = self._make(manifest, args, made)
+        namespace = args.cluster.namespace
+        self.url = pulumi.Output.from_input(f"http://{NAME}.{namespace}.svc")
+        self.register_outputs({"url": self.url})
+
+    def _make(self, manifest: Manifest, args: ModelServerArgs, made: Mapping[str, pulumi.Resource]) -> pulumi.Resource:
+        kind = manifest["kind"]
+        rest = {key: value for key, value in manifest.items() if key not in {"apiVersion", "kind", "metadata"}}
+        metadata = manifest["metadata"]
+        opts = pulumi.ResourceOptions(parent=self, depends_on=list(made.values()))
+        if kind == "Deployment":
+            # The autoscaler owns the number from the first moment on; a later `up` must not set it back.
+            opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["spec.replicas"]))
+            deadline = timings(args.config).progress_deadline_s * (args.config.replicas.max + 1)
+            metadata = metadata | {"annotations": {"pulumi.com/timeoutSeconds": str(deadline)}}
+        name = f"{NAME}-{kind.lower()}" if _logical(manifest) == NAME else f"{_logical(manifest)}-{kind.lower()}"
+        if kind in _TYPES:
+            found: pulumi.Resource = _TYPES[kind](name, metadata=metadata, **rest, opts=opts)
+            return found
+        return kubernetes.apiextensions.CustomResource(
+            name, api_version=manifest["apiVersion"], kind=kind, metadata=metadata, spec=rest["spec"], opts=opts
+        )
+
+    def _secret(
+        self, keys: pulumi.Input[str], namespace: str, made: Mapping[str, pulumi.Resource]
+    ) -> kubernetes.core.v1.Secret:
+        return kubernetes.core.v1.Secret(
+            KEYS,
+            metadata={"name": KEYS, "namespace": namespace, "labels": {"app": NAME}},
+            string_data={"api_keys": keys},
+            opts=pulumi.ResourceOptions(
+                parent=self, depends_on=list(made.values()), additional_secret_outputs=["data", "stringData"]
+            ),
+        )
+
+
+def _logical(manifest: Manifest) -> str:
+    """Name in the plan: a ConfigMap's own carries a checksum, and a new name there would be another resource."""
+    name: str = manifest["metadata"]["name"]
+    return NAME if manifest["kind"] in {"ConfigMap", "Namespace"} else name
