@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ class ModelServer(pulumi.ComponentResource):
 
     def _make(self, manifest: Manifest, args: ModelServerArgs, made: Mapping[str, pulumi.Resource]) -> pulumi.Resource:
         kind = manifest["kind"]
-        rest = {key: value for key, value in manifest.items() if key not in {"apiVersion", "kind", "metadata"}}
+        rest = {_snake(key): value for key, value in manifest.items() if key not in {"apiVersion", "kind", "metadata"}}
         metadata = manifest["metadata"]
         opts = pulumi.ResourceOptions(parent=self, depends_on=list(made.values()))
         if kind == "Deployment":
@@ -93,6 +94,11 @@ class ModelServer(pulumi.ComponentResource):
                 parent=self, depends_on=list(made.values()), additional_secret_outputs=["data", "stringData"]
             ),
         )
+
+
+def _snake(key: str) -> str:
+    """As the Python SDK calls an object's own keys; below them it takes the API's."""
+    return re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", key)
 
 
 def _logical(manifest: Manifest) -> str:
