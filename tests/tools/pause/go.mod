@@ -1,0 +1,3 @@
+module qwen3-stack/tools/pause
+
+go 1.22
