@@ -1,7 +1,8 @@
 """What ``pulumi up`` runs: the stack of an environment, ``environments/<stack>.yml``.
 
 Keys of a stack (``Pulumi.<stack>.yaml``): ``environment`` (another file), ``image`` (what was built, pinned),
-``cluster`` (see infra/cluster.py), ``api_keys`` (secret, one a line), ``hosts`` (of a stack of servers).
+``cluster`` (see infra/cluster.py), ``api_keys`` (secret, one a line), ``hosts`` (of a stack of servers); written by
+``python -m infra.rollout``: ``rollout`` (the step under way) and ``overrides`` (of what was promoted).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from infra import servers
 from infra.manifests import read_cluster
 from infra.model_server import ModelServer, ModelServerArgs
 from infra.plan import report_changes
+from infra.tracks import Rollout, read_rollout
 from model_server import capacity, deployment
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, DeploymentError
@@ -25,12 +27,17 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> None:
     settings = pulumi.Config()
     path = ROOT / (settings.get("environment") or f"environments/{pulumi.get_stack()}.yml")
-    config = deployment.load(path)
+    overrides: list[str] = settings.get_object("overrides") or []
+    config = deployment.load(path, overrides)
     pulumi.log.info(f"{path.relative_to(ROOT)} fits:\n{capacity.check(config).arithmetic}")
     report_changes(config)
     match config.deployment_type:
         case "kubernetes":
-            on_kubernetes(config, settings)
+            rollout = read_rollout(settings.get_object("rollout"))
+            candidate = None if rollout is None else deployment.load(path, [*overrides, *rollout.overrides])
+            if candidate is not None:
+                pulumi.log.info(f"the candidate fits:\n{capacity.check(candidate).arithmetic}")
+            on_kubernetes(config, settings, rollout, candidate)
         case "server":
             pulumi.export("hosts", servers.hosts(settings.get_object("hosts") or []))
         case "local":
@@ -40,7 +47,9 @@ def main() -> None:
     pulumi.export("environment", config.model_dump(mode="json"))
 
 
-def on_kubernetes(config: DeploymentConfig, settings: pulumi.Config) -> None:
+def on_kubernetes(
+    config: DeploymentConfig, settings: pulumi.Config, rollout: Rollout | None, candidate: DeploymentConfig | None
+) -> None:
     raw: Any = settings.get_object("cluster") or {}
     cluster = read_cluster(raw, "cluster")
     keys = None
@@ -57,8 +66,14 @@ def on_kubernetes(config: DeploymentConfig, settings: pulumi.Config) -> None:
             "no image: build infra/image/Dockerfile and name it with `pulumi config set image NAME:HASH`, or write the "
             "registry's digest as `image` into the environment"
         )
-    server = ModelServer("qwen3", ModelServerArgs(config=config, cluster=cluster, image=image, api_keys=keys))
+    server = ModelServer(
+        "qwen3",
+        ModelServerArgs(
+            config=config, cluster=cluster, image=image, api_keys=keys, rollout=rollout, candidate=candidate
+        ),
+    )
     pulumi.export("url", server.url)
+    pulumi.export("addresses", server.addresses)
     pulumi.export("namespace", cluster.namespace)
 
 

@@ -12,6 +12,7 @@ import pulumi_kubernetes as kubernetes
 
 from infra.cluster import ClusterSettings
 from infra.manifests import KEYS, NAME, Manifest, manifests
+from infra.tracks import Rollout, candidate, under_rollout
 from model_server.deployment import DeploymentConfig, timings
 
 _TYPES: Mapping[str, Any] = {
@@ -36,12 +37,26 @@ class ModelServerArgs:
         cluster: The site.
         image: Pinned.
         api_keys: One a line; required when ``serving.api_keys_file`` is set.
+        rollout: The step under way, and ``candidate``, its environment; None: there is none.
     """
 
     config: DeploymentConfig
     cluster: ClusterSettings
     image: str
     api_keys: pulumi.Input[str] | None = None
+    rollout: Rollout | None = None
+    candidate: DeploymentConfig | None = None
+
+    def manifests(self) -> list[Manifest]:
+        """Of the stable track, and of the candidate while there is one."""
+        stable = manifests(self.config, self.cluster, self.image)
+        if self.rollout is None or self.candidate is None:
+            return stable
+        image = self.candidate.image or self.image
+        return [
+            *under_rollout(stable, self.rollout),
+            *candidate(self.candidate, self.cluster, image, self.rollout.canary),
+        ]
 
 
 class ModelServer(pulumi.ComponentResource):
@@ -49,21 +64,29 @@ class ModelServer(pulumi.ComponentResource):
 
     Attributes:
         url: Inside the cluster.
+        addresses: Service -> its address in the cluster; a rollout's gate asks the tracks there.
     """
 
     url: pulumi.Output[str]
+    addresses: pulumi.Output[dict[str, str]]
 
     def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("qwen3:infra:ModelServer", name, {}, opts)
         made: dict[str, pulumi.Resource] = {}
-        for manifest in manifests(args.config, args.cluster, args.image):
+        for manifest in args.manifests():
             kind = manifest["kind"]
-            if kind == "Deployment" and args.api_keys is not None:
+            if kind == "Deployment" and args.api_keys is not None and "Secret" not in made:
                 made["Secret"] = self._secret(args.api_keys, args.cluster.namespace, made)
             made[f"{kind}/{_logical(manifest)}"] = self._make(manifest, args, made)
         namespace = args.cluster.namespace
         self.url = pulumi.Output.from_input(f"http://{NAME}.{namespace}.svc")
-        self.register_outputs({"url": self.url})
+        services = {
+            key.partition("/")[2]: each.spec.apply(lambda spec: spec.cluster_ip)
+            for key, each in made.items()
+            if isinstance(each, kubernetes.core.v1.Service)
+        }
+        self.addresses = pulumi.Output.all(**services)
+        self.register_outputs({"url": self.url, "addresses": self.addresses})
 
     def _make(self, manifest: Manifest, args: ModelServerArgs, made: Mapping[str, pulumi.Resource]) -> pulumi.Resource:
         kind = manifest["kind"]
@@ -71,10 +94,11 @@ class ModelServer(pulumi.ComponentResource):
         metadata = manifest["metadata"]
         opts = pulumi.ResourceOptions(parent=self, depends_on=list(made.values()))
         if kind == "Deployment":
-            # The autoscaler owns the number from the first moment on; a later `up` must not set it back.
-            opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["spec.replicas"]))
             deadline = timings(args.config).progress_deadline_s * (args.config.replicas.max + 1)
             metadata = metadata | {"annotations": {"pulumi.com/timeoutSeconds": str(deadline)}}
+        if kind == "Deployment" and metadata["name"] == NAME:
+            # The autoscaler owns the number from the first moment on; a later `up` must not set it back.
+            opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["spec.replicas"]))
         name = f"{NAME}-{kind.lower()}" if _logical(manifest) == NAME else f"{_logical(manifest)}-{kind.lower()}"
         if kind in _TYPES:
             found: pulumi.Resource = _TYPES[kind](name, metadata=metadata, **rest, opts=opts)
@@ -104,4 +128,4 @@ def _snake(key: str) -> str:
 def _logical(manifest: Manifest) -> str:
     """Name in the plan: a ConfigMap's own carries a checksum, and a new name there would be another resource."""
     name: str = manifest["metadata"]["name"]
-    return NAME if manifest["kind"] in {"ConfigMap", "Namespace"} else name
+    return {"ConfigMap": name.rpartition("-")[0], "Namespace": NAME}.get(manifest["kind"], name)
