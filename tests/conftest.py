@@ -10,12 +10,16 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from model_server.cache import cache_dir
+
+sys.path.insert(0, str(Path(__file__).parent / "infra"))  # with import mode importlib tests are no package
+pytest_plugins = ["cluster_fixture"]
 
 CACHE = cache_dir()
 
@@ -41,6 +45,12 @@ def _docker():
     return None if answer.returncode == 0 else "no Docker Engine answers"
 
 
+def _cluster():
+    from cluster_fixture import why_no_cluster
+
+    return why_no_cluster()
+
+
 def _cgroup():
     group = Path("/sys/fs/cgroup")
     hierarchy = group / "memory" if (group / "memory").is_dir() else group
@@ -59,7 +69,7 @@ TIERS = {
     "ollama": lambda: _binary("ollama", "tests/tools/build.sh ollama"),
     "docker": _docker,
     "systemd": _docker,
-    "cluster": lambda: _binary("kube-apiserver", "tests of Kubernetes come with a later version"),
+    "cluster": _cluster,
     "cgroup": _cgroup,
     "browser": _browser,
     "promtool": lambda: _binary("promtool", "apt-get install prometheus"),
