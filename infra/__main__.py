@@ -21,15 +21,14 @@ from model_server import capacity, deployment
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, DeploymentError
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def main() -> None:
     settings = pulumi.Config()
-    path = ROOT / (settings.get("environment") or f"environments/{pulumi.get_stack()}.yml")
+    root = Path(pulumi.get_root_directory())  # where Pulumi.yaml lies
+    path = root / (settings.get("environment") or f"environments/{pulumi.get_stack()}.yml")
     overrides: list[str] = settings.get_object("overrides") or []
     config = deployment.load(path, overrides)
-    pulumi.log.info(f"{path.relative_to(ROOT)} fits:\n{capacity.check(config).arithmetic}")
+    pulumi.log.info(f"{path.relative_to(root)} fits:\n{capacity.check(config).arithmetic}")
     report_changes(config)
     match config.deployment_type:
         case "kubernetes":
@@ -42,7 +41,7 @@ def main() -> None:
             pulumi.export("hosts", servers.hosts(settings.get_object("hosts") or []))
         case "local":
             raise ConfigurationError(
-                f"{path.name} is of type local: run it with `python -m model_server {path.relative_to(ROOT)}`"
+                f"{path.name} is of type local: run it with `python -m model_server {path.relative_to(root)}`"
             )
     pulumi.export("environment", config.model_dump(mode="json"))
 

@@ -55,6 +55,7 @@ class Site:
     """Where a rollout happens, and what it writes."""
 
     stack: automation.Stack
+    root: Path
     environment: Path
     folder: Path
 
@@ -116,22 +117,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("environment", help="name of the stack and of environments/NAME.yml")
     parser.add_argument("words", nargs="+", metavar="key=value", help="how the candidate differs; or a verb")
     parser.add_argument("--plan", action="store_true", help="say what would be done and stop")
+    parser.add_argument("-C", "--cwd", type=Path, default=ROOT, help="folder of Pulumi.yaml and environments/")
     words = parser.parse_intermixed_args(list(argv))
     try:
-        return rollout(words.environment, words.words, plan=words.plan)
+        return rollout(words.cwd.absolute(), words.environment, words.words, plan=words.plan)
     except DeploymentError as error:
         print(f"rollout: {error}", file=sys.stderr)
         return USAGE if isinstance(error, ConfigurationError) else FAILED
 
 
-def rollout(name: str, words: list[str], *, plan: bool) -> int:
+def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
     """Do what ``words`` say for the stack ``name``; returns the exit code.
 
     Raises:
         ConfigurationError: Nothing was changed.
         RolloutError: The step that failed was taken back where that was possible; the message says so.
     """
-    folder = ROOT / "runs" / "rollouts" / name
+    folder = root / "runs" / "rollouts" / name
     folder.mkdir(parents=True, exist_ok=True)
     if words == ["history"]:
         return show_history(folder)
@@ -139,7 +141,7 @@ def rollout(name: str, words: list[str], *, plan: bool) -> int:
     if verb is None and (wrong := [word for word in words if "=" not in word]):
         raise ConfigurationError(f"{wrong[0]!r} is neither key=value nor one of {', '.join(VERBS)}")
     with locked(folder / "lock"):
-        site = Site(_select(name), ROOT / "environments" / f"{name}.yml", folder)
+        site = Site(_select(root, name), root, root / "environments" / f"{name}.yml", folder)
         under_way = read_rollout(site.setting("rollout"))
         match verb:
             case "rollback":
@@ -199,10 +201,10 @@ def gate(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
     assert candidate.rollout.gate is not None
     addresses = site.stack.outputs()["addresses"].value
     out = site.folder / state.id / f"gate-{state.traffic}-{state.canary}"
-    command = [sys.executable, "-m", "benchmarks", "gate", str(ROOT / candidate.rollout.gate)]
+    command = [sys.executable, "-m", "benchmarks", "gate", str(site.root / candidate.rollout.gate)]
     command += [f"a=http://{addresses[STABLE]}", f"b=http://{addresses[CANARY]}", f"out={out}"]
-    say(f"gate: candidate against stable, results in {out.relative_to(ROOT)}")
-    code = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode
+    say(f"gate: candidate against stable, results in {out.relative_to(site.root)}")
+    code = subprocess.run(command, cwd=site.root, check=False, stdout=subprocess.DEVNULL).returncode
     say(f"gate: {GATE_WORDS.get(code, f'could not run (exit code {code})')}")
     site.note(id=state.id, event="gate", verdict=GATE_WORDS.get(code, code), canary=state.canary, report=str(out))
     return code
@@ -223,8 +225,8 @@ def promote(site: Site, state: Rollout) -> int:
     site.set("rollout", None)
     site.up("removing the candidate's track")
     say(
-        f"promoted. Write it into {site.environment.relative_to(ROOT)} and `pulumi config rm overrides` when it is "
-        f"there to stay: {' '.join(state.overrides)}"
+        f"promoted; to keep it, write {' '.join(state.overrides)} into {site.environment.relative_to(site.root)} "
+        "and `pulumi config rm overrides`"
     )
     return PROMOTED
 
@@ -288,9 +290,9 @@ def _state(begun: str, words: Sequence[str], step: Step) -> Rollout:
     return Rollout(id=begun, overrides=tuple(words), stable=step.stable, canary=step.canary, traffic=step.traffic)
 
 
-def _select(name: str) -> automation.Stack:
+def _select(root: Path, name: str) -> automation.Stack:
     try:
-        return automation.select_stack(stack_name=name, work_dir=str(ROOT))
+        return automation.select_stack(stack_name=name, work_dir=str(root))
     except automation.StackNotFoundError as error:
         raise ConfigurationError(
             f"there is no stack {name!r}: `pulumi stack init {name}` and `pulumi up` first"

@@ -1,0 +1,263 @@
+"""``pulumi up`` and ``python -m infra.rollout`` on a real engine, a real cluster and the real image."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+import yaml
+from pulumi import automation
+
+REPOSITORY = Path(__file__).parents[2]
+KEY = "a-key-of-the-tests"
+STACK = "live"
+# Two instances of the embedded model that end within seconds, so that a rollout of them fits a test.
+ENVIRONMENT = {
+    "model_name": "complaints-tiny",
+    "model_version": "1",
+    "model_source": "models/complaints-tiny",
+    "deployment_type": "kubernetes",
+    "engine": "openvino",
+    "resource_limits": {"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 1},
+    "optimization_settings": {
+        "enable_quantization": True,
+        "quantization_bits": 8,
+        "max_batch_size": 8,
+        "max_sequence_length": 1024,
+    },
+    "replicas": {"min": 2, "max": 3},
+    "serving": {
+        "host": "0.0.0.0",
+        "metrics_port": 9000,
+        "api_keys_file": "/run/secrets/qwen3/api_keys",
+        "request_timeout_s": 20,
+        "drain_s": 25,
+    },
+    "rollout": {"strategy": "canary", "steps": [50, 100]},
+}
+
+pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(900)]
+
+
+class Site:
+    """A project folder whose programs are the repository's and whose environment is a test's own."""
+
+    def __init__(self, folder, cluster, image, namespace, env):
+        self.folder, self.cluster, self.namespace = folder, cluster, namespace
+        self.env = {**env, "KUBECONFIG": str(cluster.kubeconfig)}
+        self.env["PATH"] = f"{REPOSITORY / '.venv/bin'}{os.pathsep}{self.env['PATH']}"
+        (folder / "environments").mkdir(parents=True)
+        for name in ("infra", "benchmarks", "data", "models"):
+            (folder / name).symlink_to(REPOSITORY / name)
+        (folder / "Pulumi.yaml").write_text((REPOSITORY / "Pulumi.yaml").read_text())
+        self.write()
+        options = automation.LocalWorkspaceOptions(env_vars=self.env)
+        self.stack = automation.create_or_select_stack(stack_name=STACK, work_dir=str(folder), opts=options)
+        settings = {
+            "image": automation.ConfigValue(image),
+            "api_keys": automation.ConfigValue(KEY, secret=True),
+            "cluster": automation.ConfigValue(
+                json.dumps(
+                    {"namespace": namespace, "create_namespace": False, "weights": "image", "autoscaling": "cpu"}
+                )
+            ),
+        }
+        self.stack.set_all_config(settings)
+
+    def write(self, **serving):
+        environment = ENVIRONMENT | {"serving": ENVIRONMENT["serving"] | serving}
+        (self.folder / f"environments/{STACK}.yml").write_text(yaml.safe_dump(environment))
+
+    def up(self):
+        lines = []
+        found = self.stack.up(on_output=lines.append, color="never")
+        return found.summary.resource_changes, "\n".join(lines)
+
+    def rollout(self, *words):
+        command = [sys.executable, "-m", "infra.rollout", "-C", str(self.folder), STACK, *words]
+        environ = os.environ | self.env
+        done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False, timeout=800)
+        return done.returncode, done.stdout + done.stderr
+
+    def pods(self):
+        """Name -> when its container started."""
+        items = self.cluster.get("pods", "-n", self.namespace, "-l", "app=qwen3-inference")["items"]
+        return {
+            item["metadata"]["name"]: item["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
+            for item in items
+            if "deletionTimestamp" not in item["metadata"]
+        }
+
+    @property
+    def url(self):
+        service = self.cluster.get("service", "qwen3-inference", "-n", self.namespace)
+        return f"http://{service['spec']['clusterIP']}"
+
+
+@pytest.fixture(scope="module")
+def site(cluster, server_image, tmp_path_factory):
+    from tests.infra.cluster_fixture import engine_env
+
+    folder = tmp_path_factory.mktemp("site")
+    cluster.load_image(server_image)
+    with cluster.namespace() as namespace:
+        yield Site(folder / "project", cluster, server_image, namespace, engine_env(folder))
+
+
+def classify(url, key=KEY):
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{url}/api/v1/classify", json={"text": "宽带断了三天没人来修"}, headers=headers, timeout=20)
+
+
+class Streams:
+    """Streams through the common Service all the time, each some seconds long."""
+
+    def __init__(self, url, at_once=4, tokens=60):
+        self.url, self.tokens = url, tokens
+        self.ends = Counter()
+        self.why = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(at_once)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self):
+        body = {"model": "complaints-tiny", "stream": True, "max_tokens": self.tokens, "ignore_eos": True}
+        body["messages"] = [{"role": "user", "content": "你好"}]
+        headers = {"Authorization": f"Bearer {KEY}"}
+        while not self._stop.is_set():
+            last = ""
+            try:
+                # A connection for each: a kept one would stay with its instance and know nothing of a rollout.
+                with httpx.stream(
+                    "POST", f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30
+                ) as answer:
+                    for line in answer.iter_lines():
+                        last = line or last
+                    end = "whole" if last == "data: [DONE]" else f"{answer.status_code} {last[:200]}"
+            except httpx.HTTPError as error:
+                end = f"{type(error).__name__} {error}"
+            self.ends["whole" if end == "whole" else "cut or refused"] += 1
+            if end != "whole":
+                self.why.append(end)
+
+
+def test_from_nothing_to_ready_and_then_nothing_to_do(site):
+    changes, said = site.up()
+
+    assert changes["create"] >= 10
+    assert "fits:" in said
+    assert len(site.pods()) == 2
+    answer = classify(site.url)
+    assert (answer.status_code, "category" in answer.json()) == (200, True)
+    assert classify(site.url, "another").status_code == 401
+    again, _ = site.up()
+    assert set(again) == {"same"}
+
+
+def test_what_the_autoscaler_did_is_no_difference_and_what_somebody_did_is(site):
+    site.cluster.kubectl("scale", "deployment/qwen3-inference", "--replicas=3", "-n", site.namespace)
+    site.stack.preview(expect_no_changes=True)
+    site.cluster.kubectl("scale", "deployment/qwen3-inference", "--replicas=2", "-n", site.namespace)
+
+    patch = '{"spec": {"minReplicas": 1}}'
+    site.cluster.kubectl("patch", "hpa/qwen3-inference", "-n", site.namespace, "--type=merge", "-p", patch)
+    site.stack.refresh(on_output=lambda _: None)
+    changes, _ = site.up()
+    assert changes.get("update") == 1
+    hpa = site.cluster.get("hpa/qwen3-inference", "-n", site.namespace)
+    assert hpa["spec"]["minReplicas"] == 2
+
+
+def test_a_hot_change_reaches_the_pods_that_run(site):
+    before = site.pods()
+    site.write(rate_limit_per_minute=100_000)
+    site.stack.set_config("api_keys", automation.ConfigValue(f"{KEY}\na-new-key", secret=True))
+
+    with Streams(site.url, at_once=1) as streams:
+        _, said = site.up()
+        deadline = time.monotonic() + 180  # the kubelet looks for new content once a minute
+        while classify(site.url, "a-new-key").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(2)
+
+    assert "serving.rate_limit_per_minute: None -> 100000 (hot" in said
+    assert KEY not in said
+    assert classify(site.url, "a-new-key").status_code == 200
+    assert site.pods() == before
+    assert streams.ends["cut or refused"] == 0, streams.why
+    assert streams.ends["whole"] > 0
+
+
+def test_a_good_candidate_is_promoted_and_no_stream_notices(site):
+    before = site.pods()
+
+    with Streams(site.url) as streams:
+        code, said = site.rollout("serving.max_queue=40")
+
+    print(said, dict(streams.ends))
+    assert code == 0, said
+    assert streams.ends["cut or refused"] == 0, streams.why[:5]
+    assert streams.ends["whole"] >= 20
+    assert not before.keys() & site.pods().keys()
+    assert len(site.pods()) == 2
+    assert site.stack.get_all_config()["qwen3-stack:overrides"].value == '["serving.max_queue=40"]'
+    _, history = site.rollout("history")
+    assert "promoted" in history
+
+
+def test_an_image_that_cannot_be_pulled_is_taken_back_and_traffic_stays(site):
+    before = site.pods()
+
+    with Streams(site.url, at_once=2) as streams:
+        code, said = site.rollout(f"image=nowhere.invalid/qwen3-server@sha256:{'0' * 64}")
+
+    print(said, dict(streams.ends))
+    assert code == 1
+    assert "taking the candidate back" in said
+    assert streams.ends["cut or refused"] == 0, streams.why[:5]
+    assert site.pods() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serving.max_queue=40"], "there is nothing to roll out"),
+        (["image=qwen3-server:latest"], "is not pinned"),
+        (["resource_limits.memory_gb=0.1"], "does not fit"),
+        (["serving.max_qeue=1"], "did you mean 'max_queue'"),
+        (["promote"], "neither key=value nor one of"),
+        (["resume"], "no rollout is under way"),
+    ],
+)
+def test_what_cannot_be_rolled_out_changes_nothing(site, words, said):
+    before = site.pods()
+    code, output = site.rollout(*words)
+
+    assert code in {1, 2}
+    assert said in output
+    assert "Traceback" not in output
+    assert site.pods() == before
+
+
+def test_nothing_is_left(site):
+    site.stack.destroy(on_output=lambda _: None)
+
+    kinds = "deployment,service,hpa,pdb,networkpolicy,secret,serviceaccount,configmap"
+    left = site.cluster.get(kinds, "-n", site.namespace)["items"]
+    assert [item["metadata"]["name"] for item in left if "qwen3" in item["metadata"]["name"]] == []
