@@ -22,6 +22,7 @@ from typing import Any
 
 from pulumi import automation
 
+from infra.manifests import manifests, read_cluster
 from infra.tracks import CANARY, STABLE, Rollout, Step, read_rollout, steps
 from model_server import capacity, deployment
 from model_server.deployment import DeploymentConfig
@@ -60,9 +61,14 @@ class Site:
     folder: Path
 
     def setting(self, name: str) -> Any:
-        """A value of the stack's configuration, parsed; None where there is none."""
+        """A mapping or list of the stack's configuration; None where there is none."""
+        found = self.text(name)
+        return None if found is None else json.loads(found)
+
+    def text(self, name: str) -> str | None:
+        """A word of the stack's configuration."""
         found = self.stack.get_all_config().get(f"qwen3-stack:{name}")
-        return None if found is None else json.loads(found.value)
+        return None if found is None else str(found.value)
 
     def set(self, name: str, value: Any) -> None:
         if value is None:
@@ -163,6 +169,10 @@ def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
         if not changed:
             raise ConfigurationError(f"{' '.join(words)} is what runs: there is nothing to roll out")
         capacity.check(candidate)
+        image = candidate.image or site.text("image")
+        if image is None:
+            raise ConfigurationError("neither the environment nor the stack names an image")
+        manifests(candidate, read_cluster(site.setting("cluster") or {}, "cluster"), image)  # refuses what cannot run
         site.refresh()
         replicas = stable_replicas(site)
         way = steps(candidate, replicas)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import httpx2 as httpx
 import pytest
 import yaml
 from pulumi import automation
+
+from model_server.cache import cache_dir
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
@@ -102,14 +105,30 @@ class Site:
         return f"http://{service['spec']['clusterIP']}"
 
 
+def engine(folder):
+    """Variables of a Pulumi engine whose state lies in ``folder``; skips where there is none."""
+    path = os.pathsep.join([str(cache_dir() / "bin"), os.environ["PATH"]])
+    for name in ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes"):
+        if shutil.which(name, path=path) is None:
+            required = "cluster" in os.environ.get("REQUIRE_TIERS", "").split()
+            (pytest.fail if required else pytest.skip)(f"no {name} on PATH: tests/tools/build.sh engine")
+    (folder / "state").mkdir()
+    return {
+        "PATH": path,
+        "PULUMI_BACKEND_URL": f"file://{folder / 'state'}",
+        "PULUMI_CONFIG_PASSPHRASE": "a passphrase of a test",
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+        "PULUMI_HOME": str(folder / "home"),
+        "PULUMI_SKIP_UPDATE_CHECK": "1",
+    }
+
+
 @pytest.fixture(scope="module")
 def site(cluster, server_image, tmp_path_factory):
-    from tests.infra.cluster_fixture import engine_env
-
     folder = tmp_path_factory.mktemp("site")
     cluster.load_image(server_image)
     with cluster.namespace() as namespace:
-        yield Site(folder / "project", cluster, server_image, namespace, engine_env(folder))
+        yield Site(folder / "project", cluster, server_image, namespace, engine(folder))
 
 
 def classify(url, key=KEY):
