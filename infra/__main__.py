@@ -1,8 +1,8 @@
 """What ``pulumi up`` runs: the stack of an environment, ``environments/<stack>.yml``.
 
-Keys of a stack (``Pulumi.<stack>.yaml``): ``environment`` (another file), ``image`` (what was built, pinned),
-``cluster`` (see infra/cluster.py), ``api_keys`` (secret, one a line), ``hosts`` (of a stack of servers); written by
-``python -m infra.rollout``: ``rollout`` (the step under way) and ``overrides`` (of what was promoted).
+Keys of a stack (``Pulumi.<stack>.yaml``): ``environment`` (another file), ``cluster`` (infra/cluster.py), ``image``
+(pinned) or ``build`` (infra/image_build.py), ``api_keys`` (secret, one a line), ``hosts`` (of a stack of servers);
+written by ``python -m infra.rollout``: ``rollout`` (the step under way) and ``overrides`` (of what was promoted).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import pulumi
 
 from infra import servers
+from infra.image_build import image_name, image_of, read_build
 from infra.manifests import read_cluster
 from infra.model_server import ModelServer, ModelServerArgs
 from infra.plan import report_changes
@@ -59,17 +60,16 @@ def on_kubernetes(
                 "`pulumi config set --secret api_keys` (one a line), or set api_keys_file to null to ask for none"
             )
         keys = settings.require_secret("api_keys")
-    image = config.image or settings.get("image")
+    image, made = config.image or settings.get("image"), []
     if image is None:
-        raise ConfigurationError(
-            "no image: build infra/image/Dockerfile and name it with `pulumi config set image NAME:HASH`, or write the "
-            "registry's digest as `image` into the environment"
-        )
+        root, build = Path(pulumi.get_root_directory()), read_build(settings.get_object("build"))
+        image, made = image_name(root, build), [image_of(root, build)]
     server = ModelServer(
         "qwen3",
         ModelServerArgs(
             config=config, cluster=cluster, image=image, api_keys=keys, rollout=rollout, candidate=candidate
         ),
+        pulumi.ResourceOptions(depends_on=made),
     )
     pulumi.export("url", server.url)
     pulumi.export("addresses", server.addresses)

@@ -22,6 +22,7 @@ from typing import Any
 
 from pulumi import automation
 
+from infra.image_build import image_name, read_build
 from infra.manifests import manifests, read_cluster
 from infra.tracks import CANARY, STABLE, Rollout, Step, read_rollout, steps
 from model_server import capacity, deployment
@@ -169,9 +170,7 @@ def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
         if not changed:
             raise ConfigurationError(f"{' '.join(words)} is what runs: there is nothing to roll out")
         capacity.check(candidate)
-        image = candidate.image or site.text("image")
-        if image is None:
-            raise ConfigurationError("neither the environment nor the stack names an image")
+        image = candidate.image or site.text("image") or image_name(root, read_build(site.setting("build")))
         manifests(candidate, read_cluster(site.setting("cluster") or {}, "cluster"), image)  # refuses what cannot run
         site.refresh()
         replicas = stable_replicas(site)
