@@ -123,6 +123,17 @@ class Cluster:
                     return int(process.name)
         raise LookupError(f"no {component} runs in {self.state}")
 
+    def container_pids(self, namespace: str, pod: str) -> list[int]:
+        """The processes, on this machine, of a pod of the node that this session started."""
+        group = f"/pod{self.get('pod', pod, '-n', namespace)['metadata']['uid']}/"
+        pids = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile
+                program = process.joinpath("cmdline").read_bytes().split(b"\0")[0]
+                if group in process.joinpath("cgroup").read_text() and program != b"/pause":
+                    pids.append(int(process.name))
+        return sorted(pids)
+
     def _number(self) -> int:
         assert self.state is not None, "not a node of this session"
         return int((self.state / "number").read_text())
@@ -185,7 +196,8 @@ def _remove_remains() -> None:
     # Of sessions that were killed together with cluster.sh: files, no process.
     for state in STATE.glob("qwen3-node-*-*"):
         if not Path("/proc", state.name.split("-")[2]).exists():
-            subprocess.run([CLUSTER_SH, "down", state], env=tools_env(), check=False)
+            subprocess.run([CLUSTER_SH, "down", state], env=tools_env(), capture_output=True, check=False)
+            shutil.rmtree(state, ignore_errors=True)
 
 
 def _skip(reason: str) -> None:
@@ -206,14 +218,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def pulumi_env(tmp_path: Path) -> dict[str, str]:
-    """Environment variables for a real Pulumi engine whose state lies in a folder of this test and nowhere else."""
+def pulumi_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Environment variables for a real Pulumi engine whose state lies in a folder of this test and nowhere else.
+
+    This process has them too, because the Automation API asks for the engine's version without those it is given.
+    """
     path = os.pathsep.join([str(cache_dir() / "bin"), os.environ.get("PATH", "")])
     for name in ENGINE:
         if shutil.which(name, path=path) is None:
             _skip(f"no {name} on PATH: tests/tools/build.sh engine")
     (tmp_path / "pulumi-state").mkdir()
-    return {
+    variables = {
         "PATH": path,
         "PULUMI_BACKEND_URL": f"file://{tmp_path / 'pulumi-state'}",
         "PULUMI_CONFIG_PASSPHRASE": "a passphrase of a test",
@@ -221,3 +236,6 @@ def pulumi_env(tmp_path: Path) -> dict[str, str]:
         "PULUMI_HOME": str(tmp_path / "pulumi-home"),
         "PULUMI_SKIP_UPDATE_CHECK": "1",
     }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables

@@ -70,11 +70,13 @@ def test_a_restricted_pod_becomes_ready_and_its_service_routes_from_this_machine
         address = cluster.get("service", "web", "-n", namespace)["spec"]["clusterIP"]
         body = _read_once_it_routes(f"http://{address}/os-release")
         user = cluster.kubectl("exec", "-n", namespace, "web", "--", "id", "-u").strip()
+        processes = [Path(f"/proc/{pid}/cmdline").read_text() for pid in cluster.container_pids(namespace, "web")]
         seen_inside = cluster.kubectl("exec", "-n", namespace, "web", "--", "cat", "/etc/os-release")
 
     assert body == seen_inside
     assert "bookworm" in body
     assert user == "65532"
+    assert [line.split("\0")[2] for line in processes] == ["http.server"]
     with pytest.raises(KubectlError, match="not found"):
         cluster.kubectl("get", "namespace", namespace)
 
@@ -187,3 +189,13 @@ def test_a_wrong_command_line_is_refused_in_one_line(words, message):
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_that_holds_no_node_is_not_removed(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+
+    done = subprocess.run([CLUSTER_SH, "down", tmp_path], capture_output=True, text=True, check=False)
+
+    assert done.stderr == f"cluster.sh: {tmp_path} holds no node, so it is not removed\n"
+    assert done.returncode == 1
+    assert (tmp_path / "thesis.tex").exists()

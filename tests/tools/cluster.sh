@@ -28,6 +28,8 @@ first_process() { # the PID, on this machine, of the node's first process, while
   local pid; pid=$(cat "$dir/pid" 2>/dev/null) && grep -qsF "$dir" "/proc/$pid/cmdline" && echo "$pid"; }
 
 remove() { # the node and what outlives its processes
+  [ -e "$dir" ] || return 0
+  [ -e "$dir/.qwen3-node" ] || fail "$dir holds no node, so it is not removed"
   local pid root; if pid=$(first_process); then
     kill -9 "$pid" 2>/dev/null || true
     while [ -e "/proc/$pid" ]; do sleep 0.05; done
@@ -50,8 +52,9 @@ launch() { # starts the node and waits until it is ready
     pause containerd ctr runc conntrack iptables ip openssl unshare; do
     command -v $program >/dev/null || fail "no $program on PATH"
   done
-  [ ! -e "$dir/pid" ] || fail "$dir holds a node already: cluster.sh down $dir"
-  mkdir -p "$dir"; chmod 700 "$dir"
+  [ ! -e "$dir/.qwen3-node" ] || fail "$dir holds a node already: cluster.sh down $dir"
+  [ -z "$(ls -A "$dir" 2>/dev/null)" ] || fail "$dir is not empty"
+  mkdir -p "$dir"; chmod 700 "$dir"; : > "$dir/.qwen3-node"; mine=yes
   setsid unshare --pid --net --mount --fork --kill-child bash "$(realpath "$0")" node "$dir" "$what" <&3 3<&- >"$dir/node.log" 2>&1 &
   outside=$!
   until [ -s "$dir/pid" ] || ended; do sleep 0.05; done
@@ -210,12 +213,16 @@ K
 case $what in
 up) exec 3</dev/null; launch; echo "$config" ;;
 hold)
-  exec 3<&0; trap remove EXIT; trap 'exit 143' TERM INT HUP
+  exec 3<&0; trap 'exit 143' TERM INT HUP
+  mine=; trap '[ -z "$mine" ] || remove' EXIT
   launch; exec 3<&-
   echo "$config"; wait "$outside" || true ;;
 load)
   [ -n "$(first_process)" ] || fail "no node runs in $dir"
-  for image in "$@"; do docker save "$image" | ctr -a "$containerd" -n k8s.io images import - >/dev/null; done ;;
+  for image in "$@"; do
+    docker image inspect -f '{{.Id}}' "$image" >/dev/null
+    docker save "$image" | ctr -a "$containerd" -n k8s.io images import - >/dev/null
+  done ;;
 down) remove ;;
 node)   # of launch: the first process of the namespaces
   read -r pid _ </proc/self/stat   # /proc still is this machine's, and so is the number
