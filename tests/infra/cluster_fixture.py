@@ -49,8 +49,8 @@ class Cluster:
 
     Attributes:
         kubeconfig: Its owner may do everything.
-        state: Folder of the node that this session started, with one log per component; None for a cluster that was
-            there before.
+        state: Folder of the node that this session started, with one log per component and the node's first process
+            in ``pid``: the node dies with it. None for a cluster that was there before.
     """
 
     kubeconfig: Path
@@ -102,6 +102,13 @@ class Cluster:
             self.kubectl("delete", "namespace", name, "--wait=false")  # first, so that nothing replaces the pods
             self.kubectl("delete", "pods", "--all", "-n", name, "--force", "--grace-period=0")
             self.kubectl("wait", "--for=delete", f"namespace/{name}", "--timeout=120s")
+
+    @contextmanager
+    def second_node(self) -> Iterator[Cluster]:
+        """Another node, ``node2``, beside the one that this session started: images are loaded into it by itself."""
+        with started_node(self) as node:
+            yield node
+        self.kubectl("delete", "node", "node2")
 
     @property
     def host_ip(self) -> str:
@@ -169,8 +176,8 @@ def why_no_cluster() -> str | None:
 
 
 @contextmanager
-def started_node() -> Iterator[Cluster]:
-    """A node that lasts as long as this context, or this process.
+def started_node(first: Cluster | None = None) -> Iterator[Cluster]:
+    """A node that lasts as long as this context or this process: a cluster of its own, or the second node of ``first``.
 
     Raises:
         RuntimeError: It did not start.
@@ -179,7 +186,7 @@ def started_node() -> Iterator[Cluster]:
     state = Path(tempfile.mkdtemp(prefix=f"qwen3-node-{os.getpid()}-", dir=STATE))
     # cluster.sh ends the node when its standard input ends: when this closes it, and when this is killed.
     with subprocess.Popen(
-        [CLUSTER_SH, "hold", state],
+        [CLUSTER_SH, "hold", state, *([first.state] if first else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,8 +2,9 @@
 # One real Kubernetes node on this machine, from binaries: etcd, API server, controller manager, scheduler, kubelet with
 # containerd and runc, kube-proxy (iptables). Pods run, Services route from this machine too, HPAs act. Needs root, Linux,
 # cgroup v1 or v2. It has no image registry, no DNS and nothing that enforces a NetworkPolicy.
-# usage: cluster.sh up DIR                starts a node, prints its kubeconfig's path; state and logs lie under DIR
-#        cluster.sh hold DIR              the same, until the end of standard input; then down
+# usage: cluster.sh up DIR [FIRST]        starts a node, prints its kubeconfig's path; state and logs lie under DIR;
+#                                         with FIRST, the folder of one that runs, as that cluster's second node
+#        cluster.sh hold DIR [FIRST]      the same, until the end of standard input; then down
 #        cluster.sh load DIR IMAGE...     copies images from the Docker Engine into the node (imagePullPolicy: Never)
 #        cluster.sh down DIR              ends the node and removes DIR
 # The binaries are taken from PATH: build.sh cluster, Debian's containerd runc containernetworking-plugins conntrack
@@ -12,25 +13,27 @@
 # The node lives in PID, network and mount namespaces of its own. So the kernel ends all of it with its first process,
 # however that ends, and takes its mounts, bridges and iptables chains with it; and nodes can stand beside each other.
 set -euo pipefail
-usage="usage: cluster.sh up|hold|down DIR, cluster.sh load DIR IMAGE..."
-what=${1:?$usage}; dir=$(realpath -m "${2:?$usage}"); shift 2
+usage="usage: cluster.sh up|hold DIR [FIRST], cluster.sh load DIR IMAGE..., cluster.sh down DIR"
+[ $# -ge 2 ] || { echo "$usage" >&2; exit 2; }
+what=$1 dir=$(realpath -m "$2"); shift 2
 config=$dir/kubeconfig containerd=$dir/containerd.sock
 fail() { echo "cluster.sh: $*" >&2; exit 1; }
 cgroups() { awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/mounts; }   # roots of the hierarchies: one (v2) or many (v1)
 
-addresses() { # NUMBER: sets the node's networks, in 198.18.0.0/15, which is nobody's (RFC 2544)
-  host_ip=198.18.$((4 * $1)).2 node_ip=198.18.$((4 * $1)).1
-  pods=198.18.$((4 * $1 + 1)).0/24 services=198.18.$((4 * $1 + 2)).0/24; }
+addresses() { # NUMBER: sets the networks of the cluster's node, in 198.18.0.0/15, which is nobody's (RFC 2544)
+  first_ip=198.18.$((4 * $1)).1 services=198.18.$((4 * $1 + 2)).0/24 second=198.18.$((4 * $1 + 3))
+  if [ -z "$first" ]; then name=node node_ip=$first_ip gateway=198.18.$((4 * $1)).2 pods=198.18.$((4 * $1 + 1)).0/24
+  else name=node2 node_ip=$second.2 gateway=$second.1 pods=$second.128/25; fi; }
 
 cgroup() { echo "qwen3-node-$(cat "$dir/pid")"; }   # its pods' control group, in every hierarchy
 
-first_process() { # the PID, on this machine, of the node's first process, while it runs
-  local pid; pid=$(cat "$dir/pid" 2>/dev/null) && grep -qsF "$dir" "/proc/$pid/cmdline" && echo "$pid"; }
+first_process() { # DIR: the PID, on this machine, of that node's first process, while it runs
+  local pid; pid=$(cat "$1/pid" 2>/dev/null) && grep -qsF "$1" "/proc/$pid/cmdline" && echo "$pid"; }
 
 remove() { # the node and what outlives its processes
   [ -e "$dir" ] || return 0
   [ -e "$dir/.qwen3-node" ] || fail "$dir holds no node, so it is not removed"
-  local pid root; if pid=$(first_process); then
+  local pid root; if pid=$(first_process "$dir"); then
     kill -9 "$pid" 2>/dev/null || true
     while [ -e "/proc/$pid" ]; do sleep 0.05; done
   fi
@@ -46,8 +49,25 @@ remove() { # the node and what outlives its processes
 
 ended() { ! kill -0 "$outside" 2>/dev/null; }
 
+link() { # between this machine and the node; what goes to its pods and services takes it
+  # Its name is claimed by making it, and goes with the node's network: 0 to 15.
+  local error; for number in {0..15}; do
+    error=$(ip link add "qwen3-node$number" type veth peer name eth0 netns "$1" 2>&1) && break
+  done
+  [ -z "$error" ] || { kill -9 "$outside"; fail "no network link for the node: $error"; }
+  addresses "$number"; cat "/sys/class/net/qwen3-node$number/ifindex" > "$dir/link"
+  ip addr add "$gateway/30" dev "qwen3-node$number"; ip link set "qwen3-node$number" up
+  local net; for net in "$pods" "$services" "$second.0/24"; do ip route add "$net" via "$node_ip"; done; }
+
+link_to_first() { # the same between the first node and the second
+  number=$(cat "$first/number"); addresses "$number"
+  nsenter --net="/proc/$(first_process "$first")/ns/net" sh -ec "ip link add node2 type veth peer name eth0 netns $1
+    ip addr add $gateway/30 dev node2; ip link set node2 up; ip route add $pods via $node_ip" ||
+    { kill -9 "$outside"; fail "no network link to $first: has a second node joined already?"; }; }
+
 launch() { # starts the node and waits until it is ready
   [ "$(id -u)" = 0 ] || fail "needs root"
+  [ -z "$first" ] || [ -n "$(first_process "$first")" ] || fail "no node runs in $first"
   local program; for program in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl \
     pause containerd ctr runc conntrack iptables ip openssl unshare; do
     command -v $program >/dev/null || fail "no $program on PATH"
@@ -55,18 +75,12 @@ launch() { # starts the node and waits until it is ready
   [ ! -e "$dir/.qwen3-node" ] || fail "$dir holds a node already: cluster.sh down $dir"
   [ -z "$(ls -A "$dir" 2>/dev/null)" ] || fail "$dir is not empty"
   mkdir -p "$dir"; chmod 700 "$dir"; : > "$dir/.qwen3-node"; mine=yes
-  setsid unshare --pid --net --mount --fork --kill-child bash "$(realpath "$0")" node "$dir" "$what" <&3 3<&- >"$dir/node.log" 2>&1 &
+  setsid unshare --pid --net --mount --fork --kill-child \
+    bash "$(realpath "$0")" node "$dir" "$first" "$what" <&3 3<&- >"$dir/node.log" 2>&1 &
   outside=$!
   until [ -s "$dir/pid" ] || ended; do sleep 0.05; done
-  # The link's name is claimed by making it, and goes with the node's network: 0 to 15.
-  local number; for number in {0..16}; do
-    ended && break
-    ip link add "qwen3-node$number" type veth peer name eth0 netns "$(cat "$dir/pid")" 2>"$dir/link.log" && break
-  done
-  [ "$number" -lt 16 ] || { kill -9 "$outside"; fail "no network link for the node: $(cat "$dir/link.log")"; }
-  addresses "$number"; cat "/sys/class/net/qwen3-node$number/ifindex" > "$dir/link"
-  ip addr add "$host_ip/30" dev "qwen3-node$number"; ip link set "qwen3-node$number" up
-  ip route add "$pods" via "$node_ip"; ip route add "$services" via "$node_ip"
+  ! ended || fail "the node did not start: $(tail -n 4 "$dir/node.log")"
+  "link${first:+_to_first}" "$(cat "$dir/pid")"
   local root; for root in $(cgroups); do
     mkdir "$root/$(cgroup)"
     [ ! -f "$root/cpuset.cpus" ] || for file in cpuset.cpus cpuset.mems; do cat "$root/$file" > "$root/$(cgroup)/$file"; done
@@ -105,16 +119,16 @@ certificate() { # NAME SUBJECT: signed by the node's CA
   openssl req "${key[@]}" -subj "$2" -keyout "$1.key" -out "$1.csr"
   openssl x509 -req -days 30 -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -out "$1.crt"; }
 
-credentials() { ( cd "$dir/certs"
+credentials() { ( cd "$certs"
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=ca -keyout ca.key -out ca.crt
   openssl ecparam -name prime256v1 -genkey -noout -out accounts.key; openssl ec -in accounts.key -pubout -out accounts.pub
   certificate client /O=system:masters/CN=kube-apiserver
   certificate front-proxy /CN=front-proxy ) 2>/dev/null
-  local token; token=$(openssl rand -hex 16); echo "$token,admin,1,system:masters" > "$dir/certs/tokens.csv"
+  local token; token=$(openssl rand -hex 16); echo "$token,admin,1,system:masters" > "$certs/tokens.csv"
   cat > "$config" <<K
 apiVersion: v1
 kind: Config
-clusters: [{name: node, cluster: {server: "https://$node_ip:6443", certificate-authority: $dir/certs/apiserver.crt}}]
+clusters: [{name: node, cluster: {server: "https://$node_ip:6443", certificate-authority: $certs/apiserver.crt}}]
 users: [{name: admin, user: {token: $token}}]
 contexts: [{name: node, context: {cluster: node, user: admin}}]
 current-context: node
@@ -122,7 +136,7 @@ K
 }
 
 control_plane() {
-  local etcd=http://127.0.0.1:2379 certs=$dir/certs
+  local etcd=http://127.0.0.1:2379
   start etcd etcd --data-dir "$dir/etcd" --listen-client-urls $etcd --advertise-client-urls $etcd --unsafe-no-fsync
   start kube-apiserver kube-apiserver --etcd-servers=$etcd --bind-address="$node_ip" --advertise-address="$node_ip" \
     --secure-port=6443 --cert-dir="$certs" --service-cluster-ip-range="$services" --allow-privileged=true \
@@ -182,7 +196,7 @@ node() {
   cat > "$dir/kubelet.yaml" <<K
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $dir/certs/ca.crt}}
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $certs/ca.crt}}
 authorization: {mode: Webhook}
 address: $node_ip
 cgroupDriver: cgroupfs
@@ -199,41 +213,50 @@ K
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 clientConnection: {kubeconfig: $config}
-hostnameOverride: node
+hostnameOverride: $name
 mode: iptables
 clusterCIDR: $pods
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 K
-  start kubelet kubelet --config "$dir/kubelet.yaml" --kubeconfig "$config" --hostname-override node --node-ip "$node_ip" \
+  start kubelet kubelet --config "$dir/kubelet.yaml" --kubeconfig "$config" --hostname-override $name --node-ip "$node_ip" \
     --root-dir "$dir/kubelet"
   start kube-proxy kube-proxy --config "$dir/kube-proxy.yaml"
-  wait_for kubelet kubectl wait --for=condition=Ready node/node --timeout=5s
-  wait_for kube-controller-manager kubectl get serviceaccount default; }
+  wait_for kubelet kubectl wait --for=condition=Ready "node/$name" --timeout=5s; }
 
 case $what in
-up) exec 3</dev/null; launch; echo "$config" ;;
+up)
+  first=${1:+$(realpath -m "$1")}
+  exec 3</dev/null; launch; echo "$config" ;;
 hold)
+  first=${1:+$(realpath -m "$1")}
   exec 3<&0; trap 'exit 143' TERM INT HUP
   mine=; trap '[ -z "$mine" ] || remove' EXIT
   launch; exec 3<&-
   echo "$config"; wait "$outside" || true ;;
 load)
-  [ -n "$(first_process)" ] || fail "no node runs in $dir"
+  [ -n "$(first_process "$dir")" ] || fail "no node runs in $dir"
   for image in "$@"; do
     docker image inspect -f '{{.Id}}' "$image" >/dev/null
     docker save "$image" | ctr -a "$containerd" -n k8s.io images import - >/dev/null
   done ;;
 down) remove ;;
 node)   # of launch: the first process of the namespaces
+  first=$1
   read -r pid _ </proc/self/stat   # /proc still is this machine's, and so is the number
   echo "$pid" > "$dir/.pid"; mv "$dir/.pid" "$dir/pid"
   until [ -e "$dir/number" ]; do sleep 0.05; done; addresses "$(cat "$dir/number")"
   private_mounts
-  ip link set lo up; ip addr add "$node_ip/30" dev eth0; ip link set eth0 up; ip route add default via "$host_ip"
+  ip link set lo up; ip addr add "$node_ip/30" dev eth0; ip link set eth0 up; ip route add default via "$gateway"
   echo 1 > /proc/sys/net/ipv4/ip_forward
-  export KUBECONFIG=$config; mkdir -p "$dir/certs"
-  credentials; control_plane; runtime; node
+  export KUBECONFIG=$config
+  if [ -z "$first" ]; then
+    certs=$dir/certs; mkdir "$certs"; credentials; control_plane
+  else
+    certs=$first/certs; cp "$first/kubeconfig" "$config"
+  fi
+  runtime; node
+  [ -n "$first" ] || wait_for kube-controller-manager kubectl get serviceaccount default
   : > "$dir/ready"
-  if [ "$1" = hold ]; then cat >/dev/null; else sleep infinity; fi ;;
+  if [ "$2" = hold ]; then cat >/dev/null; else sleep infinity; fi ;;
 *) echo "$usage" >&2; exit 2 ;;
 esac
