@@ -70,6 +70,7 @@ TIERS = {
     "docker": _docker,
     "systemd": _docker,
     "cluster": _cluster,
+    "helm": lambda: _binary("helm", "tests/tools/build.sh helm"),
     "cgroup": _cgroup,
     "browser": _browser,
     "promtool": lambda: _binary("promtool", "apt-get install prometheus"),
