@@ -13,9 +13,9 @@ from typing import Any
 import pulumi
 
 from infra import servers
+from infra.component import ModelServer, ModelServerArgs
 from infra.image_build import image_name, image_of, read_build
 from infra.manifests import read_cluster
-from infra.model_server import ModelServer, ModelServerArgs
 from infra.plan import report_changes
 from infra.tracks import Rollout, read_rollout
 from model_server import capacity, deployment

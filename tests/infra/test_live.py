@@ -56,7 +56,6 @@ class Site:
     def __init__(self, folder, cluster, image, namespace, env):
         self.folder, self.cluster, self.namespace = folder, cluster, namespace
         self.env = {**env, "KUBECONFIG": str(cluster.kubeconfig)}
-        self.env["PATH"] = f"{REPOSITORY / '.venv/bin'}{os.pathsep}{self.env['PATH']}"
         (folder / "environments").mkdir(parents=True)
         for name in ("infra", "benchmarks", "data", "models"):
             (folder / name).symlink_to(REPOSITORY / name)
@@ -105,9 +104,13 @@ class Site:
         return f"http://{service['spec']['clusterIP']}"
 
 
+def engine_path():
+    return os.pathsep.join([str(REPOSITORY / ".venv/bin"), str(cache_dir() / "bin"), os.environ["PATH"]])
+
+
 def engine(folder):
     """Variables of a Pulumi engine whose state lies in ``folder``; skips where there is none."""
-    path = os.pathsep.join([str(cache_dir() / "bin"), os.environ["PATH"]])
+    path = engine_path()
     for name in ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes"):
         if shutil.which(name, path=path) is None:
             required = "cluster" in os.environ.get("REQUIRE_TIERS", "").split()
@@ -127,7 +130,9 @@ def engine(folder):
 def site(cluster, server_image, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     cluster.load_image(server_image)
-    with cluster.namespace() as namespace:
+    with cluster.namespace() as namespace, pytest.MonkeyPatch.context() as patch:
+        # The Automation API looks for the engine on the PATH of this process.
+        patch.setenv("PATH", engine_path())
         yield Site(folder / "project", cluster, server_image, namespace, engine(folder))
 
 

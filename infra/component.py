@@ -1,4 +1,7 @@
-"""The model server on Kubernetes, as a Pulumi component."""
+"""The model server on Kubernetes, as a Pulumi component.
+
+Not infra/model_server.py: Pulumi puts infra/ on the path of modules, where that would hide the package model_server.
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ import pulumi
 import pytest
 
 from infra.cluster import ClusterSettings
+from infra.component import ModelServer, ModelServerArgs
 from infra.manifests import KEYS, NAME, manifests
-from infra.model_server import ModelServer, ModelServerArgs
 from infra.plan import differences
 from model_server import deployment
 
