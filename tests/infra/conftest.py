@@ -1,0 +1,84 @@
+"""The server's image for all tests that start it, and the cluster of tests/infra/cluster_fixture.py."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cluster_fixture import cluster, pulumi_env  # noqa: F401  fixtures
+
+REPOSITORY = Path(__file__).parents[2]
+CONTEXT = (
+    ".dockerignore",
+    "infra/image/Dockerfile",
+    "infra/image/health.py",
+    "models/complaints-tiny",
+    "model_server",
+    "requirements/server.txt",
+    "runconfig.py",
+)
+"""Everything that the image's content follows from, besides its base."""
+
+
+def pytest_collection_modifyitems(items):
+    """The first test that asks for the image may have to build it and its base: 4 minutes on 2 cores."""
+    for item in items:
+        if "server_image" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1200))
+
+
+@pytest.fixture(scope="session")
+def base_images():
+    """BASE_IMAGE and BUILDER_IMAGE: a site's own from variables of these names, else made from Debian packages."""
+    base = os.environ.get("BASE_IMAGE")
+    if base is not None:
+        return {"BASE_IMAGE": base, "BUILDER_IMAGE": os.environ.get("BUILDER_IMAGE", base)}
+    made = subprocess.run([REPOSITORY / "tests/tools/base-image.sh"], capture_output=True, text=True, check=False)
+    if made.returncode == 0:
+        return {"BASE_IMAGE": "qwen3-stack/base:bookworm", "BUILDER_IMAGE": "qwen3-stack/builder:bookworm"}
+    reason = f"no base image: name a pinned one in BASE_IMAGE; {made.stderr.strip()[-500:]}"
+    if "docker" in os.environ.get("REQUIRE_TIERS", "").split():
+        pytest.fail(reason, pytrace=False)
+    return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def server_image(base_images):
+    """``qwen3-server:<12 hex digits>``: the digits follow from the content, so it is built once."""
+    base = _docker("image", "inspect", "-f", "{{.Id}}", base_images["BASE_IMAGE"])
+    digest = hashlib.sha256(base.encode())
+    for name in CONTEXT:
+        paths = [REPOSITORY / name]
+        if paths[0].is_dir():
+            paths = sorted(path for path in paths[0].rglob("*") if path.is_file() and path.suffix != ".pyc")
+        for path in paths:
+            digest.update(f"\n{path.relative_to(REPOSITORY)}\n".encode() + path.read_bytes())
+    tag = f"qwen3-server:{digest.hexdigest()[:12]}"
+    if subprocess.run(["docker", "image", "inspect", tag], capture_output=True, check=False).returncode != 0:
+        started = time.monotonic()
+        version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+        revision = subprocess.run(
+            ["git", "-C", REPOSITORY, "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True, check=False
+        )
+        build(tag, **base_images, VERSION=version, REVISION=revision.stdout.strip() or "unknown")
+        print(f"built {tag} in {time.monotonic() - started:.0f} s")
+    return tag
+
+
+def build(tag, **arguments):
+    words = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    return _docker("build", "-f", "infra/image/Dockerfile", *words, "-t", tag, ".")
+
+
+def _docker(*words):
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, f"docker {' '.join(words)}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout.strip()
