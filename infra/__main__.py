@@ -7,6 +7,7 @@ written by ``python -m infra.rollout``: ``rollout`` (the step under way) and ``o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ from model_server import capacity, deployment
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, DeploymentError
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder of Pulumi.yaml; pulumi.get_root_directory() is None with older language hosts."""
+
 
 def main() -> None:
+    os.chdir(ROOT)  # Pulumi starts it in infra/, and paths of an environment begin where a user stands
     settings = pulumi.Config()
-    root = Path(pulumi.get_root_directory())  # where Pulumi.yaml lies
-    path = root / (settings.get("environment") or f"environments/{pulumi.get_stack()}.yml")
+    path = ROOT / (settings.get("environment") or f"environments/{pulumi.get_stack()}.yml")
     overrides: list[str] = settings.get_object("overrides") or []
     config = deployment.load(path, overrides)
-    pulumi.log.info(f"{path.relative_to(root)} fits:\n{capacity.check(config).arithmetic}")
+    pulumi.log.info(f"{path.relative_to(ROOT)} fits:\n{capacity.check(config).arithmetic}")
     report_changes(config)
     match config.deployment_type:
         case "kubernetes":
@@ -42,7 +46,7 @@ def main() -> None:
             pulumi.export("hosts", servers.hosts(settings.get_object("hosts") or []))
         case "local":
             raise ConfigurationError(
-                f"{path.name} is of type local: run it with `python -m model_server {path.relative_to(root)}`"
+                f"{path.name} is of type local: run it with `python -m model_server {path.relative_to(ROOT)}`"
             )
     pulumi.export("environment", config.model_dump(mode="json"))
 
@@ -62,8 +66,8 @@ def on_kubernetes(
         keys = settings.require_secret("api_keys")
     image, made = config.image or settings.get("image"), []
     if image is None:
-        root, build = Path(pulumi.get_root_directory()), read_build(settings.get_object("build"))
-        image, made = image_name(root, build), [image_of(root, build)]
+        build = read_build(settings.get_object("build"))
+        image, made = image_name(ROOT, build), [image_of(ROOT, build)]
     server = ModelServer(
         "qwen3",
         ModelServerArgs(

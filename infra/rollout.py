@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -140,6 +141,7 @@ def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
         ConfigurationError: Nothing was changed.
         RolloutError: The step that failed was taken back where that was possible; the message says so.
     """
+    os.chdir(root)  # where the paths of an environment begin
     folder = root / "runs" / "rollouts" / name
     folder.mkdir(parents=True, exist_ok=True)
     if words == ["history"]:

@@ -57,7 +57,9 @@ class Site:
         self.folder, self.cluster, self.namespace = folder, cluster, namespace
         self.env = {**env, "KUBECONFIG": str(cluster.kubeconfig)}
         (folder / "environments").mkdir(parents=True)
-        for name in ("infra", "benchmarks", "data", "models"):
+        (folder / "infra").mkdir()
+        shutil.copy(REPOSITORY / "infra/__main__.py", folder / "infra")
+        for name in ("benchmarks", "data", "models"):
             (folder / name).symlink_to(REPOSITORY / name)
         (folder / "Pulumi.yaml").write_text((REPOSITORY / "Pulumi.yaml").read_text())
         self.write()
