@@ -110,6 +110,53 @@ class Cluster:
             yield node
         self.kubectl("delete", "node", "node2")
 
+    @contextmanager
+    def served_api(self, group: str, version: str, port: int) -> Iterator[None]:
+        """An API group that a process of this machine serves with TLS on ``host_ip``, as prometheus-adapter does.
+
+        Once it is available, ``kubectl get --raw /apis/GROUP/VERSION`` and autoscalers reach it.
+        """
+        name, namespace = f"{version}.{group}", "kube-system"
+        service = name.replace(".", "-")
+        labels = {"kubernetes.io/service-name": service}
+        backend = {"name": service, "namespace": namespace, "port": 443}
+        objects = [
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": service, "namespace": namespace},
+                "spec": {"clusterIP": "None", "ports": [{"port": 443, "targetPort": port}]},
+            },
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": service, "namespace": namespace, "labels": labels},
+                "addressType": "IPv4",
+                "ports": [{"name": "", "port": port, "protocol": "TCP"}],
+                "endpoints": [{"addresses": [self.host_ip]}],
+            },
+            {
+                "apiVersion": "apiregistration.k8s.io/v1",
+                "kind": "APIService",
+                "metadata": {"name": name},
+                "spec": {
+                    "group": group,
+                    "version": version,
+                    "groupPriorityMinimum": 100,
+                    "versionPriority": 100,
+                    "insecureSkipTLSVerify": True,  # the process makes its own certificate
+                    "service": backend,
+                },
+            },
+        ]
+        self.apply(objects)
+        try:
+            self.kubectl("wait", "--for=condition=Available", f"apiservice/{name}", "--timeout=60s")
+            yield
+        finally:
+            self.kubectl("delete", f"apiservice/{name}")
+            self.kubectl("delete", f"service/{service}", f"endpointslice/{service}", "-n", namespace)
+
     @property
     def host_ip(self) -> str:
         """Where pods and the API server reach a process that listens on this machine."""

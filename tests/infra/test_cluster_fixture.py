@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -127,6 +131,42 @@ def test_pods_of_a_second_node_answer_until_it_dies(cluster, base_image):
         os.kill(int((second.state / "pid").read_text()), signal.SIGKILL)
         with pytest.raises(OSError):  # timed out, unreachable, reset: as it goes
             urllib.request.urlopen(url, timeout=3)
+
+
+class _Api(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"asked": self.path}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@OWN_NODE
+@pytest.mark.cluster
+def test_a_process_of_this_machine_serves_an_api_group(cluster, tmp_path):
+    certificate = tmp_path / "api.pem"
+    words = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=api -keyout {certificate} -out {certificate}.crt"
+    )
+    subprocess.run(words.split(), check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(f"{certificate}.crt", certificate)
+    with http.server.ThreadingHTTPServer((cluster.host_ip, 0), _Api) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with cluster.served_api("metrics.example", "v1", server.server_port):
+                answer = json.loads(cluster.kubectl("get", "--raw", "/apis/metrics.example/v1/namespaces/a/queue"))
+        finally:
+            server.shutdown()
+            thread.join()
+
+    assert answer == {"asked": "/apis/metrics.example/v1/namespaces/a/queue"}
 
 
 SESSION = """
