@@ -240,6 +240,8 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(monkeypatch, tmp_path):
         (["up"], "usage: cluster.sh up|hold DIR [FIRST]"),
         (["sideways", "/nonexistent"], "usage: cluster.sh up|hold DIR [FIRST]"),
         (["load", "/nonexistent", "image"], "cluster.sh: no node runs in /nonexistent"),
+        (["up", "/run/node"], "cluster.sh: /run/node lies under /run"),
+        (["up", "/var/tmp/" + "n" * 60], "cluster.sh: the path of DIR is too long for sockets below it: 69 characters"),
     ],
 )
 def test_a_wrong_command_line_is_refused_in_one_line(words, message):

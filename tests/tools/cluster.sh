@@ -66,6 +66,8 @@ link_to_first() { # the same between the first node and the second
     { kill -9 "$outside"; fail "no network link to $first: has a second node joined already?"; }; }
 
 launch() { # starts the node and waits until it is ready
+  [[ "$dir/" != /run/* ]] || fail "$dir lies under /run, of which a node has its own"
+  [ ${#dir} -le 60 ] || fail "the path of DIR is too long for sockets below it: ${#dir} characters, 60 at most"
   [ "$(id -u)" = 0 ] || fail "needs root"
   [ -z "$first" ] || [ -n "$(first_process "$first")" ] || fail "no node runs in $first"
   local program; for program in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl \
