@@ -260,6 +260,11 @@ def _skip(reason: str) -> None:
     (pytest.fail if required else pytest.skip)(reason)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Last: an idle node takes a twentieth of a core, which tests that measure should have for themselves.
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     if reason := why_no_cluster():
