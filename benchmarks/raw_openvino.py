@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+from model_server.engines import telemetry  # noqa: F401  before openvino
+
 
 def main(arguments: list[str]) -> None:
     started = time.time()

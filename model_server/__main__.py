@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
 
     if verb == "check":
         return check(read, as_json=arguments.json)
+    # Before the seconds of loading: the first process of a container that has no handler is not told to end at all.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         return run(read, arguments.environment)
     except DeploymentError as error:

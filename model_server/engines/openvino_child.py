@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from model_server import mapped_weights
+from model_server.engines import telemetry  # noqa: F401  before openvino
 from model_server.engines.openvino_wire import (
     HEADER,
     Cancel,

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+# ruff: noqa: I001
+from model_server.engines import telemetry  # noqa: F401  before openvino
+
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
