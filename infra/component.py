@@ -97,7 +97,9 @@ class ModelServer(pulumi.ComponentResource):
         metadata = manifest["metadata"]
         opts = pulumi.ResourceOptions(parent=self, depends_on=list(made.values()))
         if kind == "Deployment":
-            deadline = timings(args.config).progress_deadline_s * (args.config.replicas.max + 1)
+            deadline = timings(args.config).progress_deadline_s
+            if metadata["name"] == NAME:  # replaced one by one; a candidate's start together
+                deadline *= args.config.replicas.max + 1
             metadata = metadata | {"annotations": {"pulumi.com/timeoutSeconds": str(deadline)}}
         if kind == "Deployment" and metadata["name"] == NAME:
             # The autoscaler owns the number from the first moment on; a later `up` must not set it back.

@@ -18,7 +18,9 @@ MEANING = {
 
 
 def report_changes(config: DeploymentConfig) -> None:
-    """Log how ``config`` differs from what the stack runs, as its outputs tell; nothing on the first ``up``."""
+    """Log in a preview how ``config`` differs from what the stack runs, as its outputs tell."""
+    if not pulumi.runtime.is_dry_run():
+        return  # the state is being written meanwhile, and half of it cannot be read
     organization, project, stack = pulumi.get_organization(), pulumi.get_project(), pulumi.get_stack()
     running = pulumi.StackReference(f"{organization}/{project}/{stack}")
 

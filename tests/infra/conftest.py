@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster_fixture import cluster, pulumi_env  # noqa: F401  fixtures
+
 
 REPOSITORY = Path(__file__).parents[2]
 CONTEXT = (
