@@ -1,31 +1,18 @@
-"""The server's image for all tests that start it, and the cluster of tests/infra/cluster_fixture.py."""
+"""The server's image for all tests that start it."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
+from infra.image_build import content_tag
 
 REPOSITORY = Path(__file__).parents[2]
-CONTEXT = (
-    ".dockerignore",
-    "infra/image/Dockerfile",
-    "infra/image/health.py",
-    "models/complaints-tiny",
-    "model_server",
-    "requirements/server.txt",
-    "runconfig.py",
-)
-"""Everything that the image's content follows from, besides its base."""
 
 
 def pytest_collection_modifyitems(items):
@@ -54,14 +41,7 @@ def base_images():
 def server_image(base_images):
     """``qwen3-server:<12 hex digits>``: the digits follow from the content, so it is built once."""
     base = _docker("image", "inspect", "-f", "{{.Id}}", base_images["BASE_IMAGE"])
-    digest = hashlib.sha256(base.encode())
-    for name in CONTEXT:
-        paths = [REPOSITORY / name]
-        if paths[0].is_dir():
-            paths = sorted(path for path in paths[0].rglob("*") if path.is_file() and path.suffix != ".pyc")
-        for path in paths:
-            digest.update(f"\n{path.relative_to(REPOSITORY)}\n".encode() + path.read_bytes())
-    tag = f"qwen3-server:{digest.hexdigest()[:12]}"
+    tag = content_tag(REPOSITORY, base)
     if subprocess.run(["docker", "image", "inspect", tag], capture_output=True, check=False).returncode != 0:
         started = time.monotonic()
         version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]["version"]
