@@ -669,3 +669,83 @@ def test_the_notes_curl_works(tmp_path, key):
             check=True,
         )
     assert json.loads(answer.stdout) == CATEGORY
+
+
+# On a real cluster.
+
+TINY = {
+    "model_name": "complaints-tiny",
+    "model_version": "1",
+    "model_source": "models/complaints-tiny",
+    "deployment_type": "kubernetes",
+    "engine": "openvino",
+    "resource_limits": {"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 1},
+    "optimization_settings": {
+        "enable_quantization": True,
+        "quantization_bits": 8,
+        "max_batch_size": 8,
+        "max_sequence_length": 1024,
+    },
+    "serving": {"host": "0.0.0.0", "metrics_port": 9000, "api_keys_file": "/run/secrets/qwen3/api_keys"},
+    "cluster": {"weights": "image", "autoscaling": "cpu"},
+    "api_keys": "tests:one\n",
+}
+
+
+@pytest.mark.helm
+@pytest.mark.cluster
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_an_installation_classifies_keeps_its_pods_where_it_may_and_rolls_back(cluster, server_image, tmp_path):
+    """In a namespace that enforces the restricted standard. The test's Pod is started by hand, with the Service's
+    address in its hosts file: a test cluster has no DNS.
+    """
+    program = shutil.which("helm") or str(cache_dir() / "bin" / "helm")
+    environ = os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "HELM_CACHE_HOME": str(tmp_path)}
+    cluster.load_image(server_image)
+
+    with cluster.namespace() as namespace:
+
+        def run(*words, **serving):
+            values = TINY | {"image": server_image, "serving": TINY["serving"] | serving}
+            command = [program, *words, "-n", namespace]
+            command += [str(CHART), "-f", "-"] if words[0] in {"install", "upgrade", "template"} else []
+            done = subprocess.run(
+                command, input=json.dumps(values), env=environ, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        def started():
+            cluster.kubectl("rollout", "status", f"deployment/{NAME}", "-n", namespace, "--timeout=300s")
+            (pod,) = (
+                pod
+                for pod in cluster.get("pods", "-n", namespace, "-l", f"app={NAME}")["items"]
+                if "deletionTimestamp" not in pod["metadata"]
+            )
+            return pod["metadata"]["name"], pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
+
+        run("install", "release")
+        first = started()
+
+        hooks = [each for each in yaml.safe_load_all(run("get", "hooks", "release")) if each is not None]
+        (pod,) = (each for each in hooks if each["kind"] == "Pod")
+        address = cluster.get("service", NAME, "-n", namespace)["spec"]["clusterIP"]
+        pod["spec"]["hostAliases"] = [{"ip": address, "hostnames": [NAME]}]
+        cluster.apply(pod)
+        name = pod["metadata"]["name"]
+        cluster.kubectl(
+            "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "-n", namespace, "--timeout=120s"
+        )
+        assert cluster.kubectl("logs", name, "-n", namespace).strip()
+
+        run("upgrade", "release", rate_limit_per_minute=7)
+        assert started() == first
+
+        run("upgrade", "release", max_queue=3)
+        second = started()
+        assert second != first
+
+        run("rollback", "release", "1")
+        assert started() not in {first, second}
+        assert cluster.get("deployment", NAME, "-n", namespace)["metadata"]["generation"] == 3
