@@ -265,8 +265,10 @@ def _probe(probe: Probe) -> Manifest:
 
 
 def service(cluster: ClusterSettings) -> Manifest:
+    """Clients' way to the stable track; a rollout widens it (infra/tracks.py)."""
     ports = [{"name": "http", "port": 80, "targetPort": "http"}]
-    return _object("v1", "Service", cluster, spec={"type": "ClusterIP", "selector": {"app": NAME}, "ports": ports})
+    selector = {"app": NAME, "track": "stable"}
+    return _object("v1", "Service", cluster, spec={"type": "ClusterIP", "selector": selector, "ports": ports})
 
 
 def metrics_service(config: DeploymentConfig, cluster: ClusterSettings) -> Manifest:

@@ -123,6 +123,7 @@ def under_rollout(stable: list[Manifest], rollout: Rollout) -> list[Manifest]:
     for found in stable:
         if found["kind"] == "HorizontalPodAutoscaler":
             found["spec"] |= {"minReplicas": max(1, rollout.stable), "maxReplicas": max(1, rollout.stable)}
-        if found["kind"] == "Service" and found["metadata"]["name"] == NAME and rollout.traffic != "both":
-            found["spec"]["selector"] = {"app": NAME, "track": rollout.traffic}
+        if found["kind"] == "Service" and found["metadata"]["name"] == NAME:
+            track = {} if rollout.traffic == "both" else {"track": rollout.traffic}
+            found["spec"]["selector"] = {"app": NAME, **track}
     return stable
