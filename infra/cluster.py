@@ -54,6 +54,10 @@ class ClusterSettings(RunConfig):
             raise ValueError(
                 f"{', '.join(foreign)}: only MODEL_SERVER_SECTION__KEY is read, such as MODEL_SERVER_SERVING__LOG_LEVEL"
             )
+        if derived := sorted(
+            env.keys() & {f"MODEL_SERVER_SERVING__{name}" for name in ("HOST", "PORT", "METRICS_PORT")}
+        ):
+            raise ValueError(f"{', '.join(derived)}: Services and probes follow from the environment; change it there")
         return env
 
     @model_validator(mode="after")

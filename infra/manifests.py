@@ -99,8 +99,9 @@ def _check(config: DeploymentConfig, cluster: ClusterSettings) -> None:
             f"serving.log_dir is {str(config.serving.log_dir)!r}: the container's root is read-only and its logs are "
             "collected from stdout; set null"
         )
+    _check_ports(config)
     keys = config.serving.api_keys_file
-    if keys is not None and PurePosixPath(keys).parent in {PurePosixPath(x) for x in ("/", "/etc", "/tmp", "/opt")}:  # noqa: S108  the path is refused
+    if keys is not None and _hides(PurePosixPath(keys).parent):
         raise ConfigurationError(
             f"serving.api_keys_file is {str(keys)!r}: its folder becomes the mount of the Secret and would hide what "
             "the image has there; choose a folder of its own, such as /run/secrets/api_keys"
@@ -112,6 +113,31 @@ def _check(config: DeploymentConfig, cluster: ClusterSettings) -> None:
         )
     if cluster.capacity is not None:
         _check_capacity(config, cluster)
+
+
+def _hides(folder: PurePosixPath) -> bool:
+    """Whether a mount there would hide files of the image, or another mount."""
+    system = {
+        PurePosixPath("/", name)
+        for name in ("", *["bin", "dev", "etc", "lib", "lib64", "opt", "proc", "sbin", "sys", "tmp", "usr", "var"])
+    }
+    ours = (CONFIG_DIR, WORK_DIR)
+    return not folder.is_absolute() or folder in system or any(folder.is_relative_to(place) for place in ours)
+
+
+def _check_ports(config: DeploymentConfig) -> None:
+    serving = config.serving
+    for name, port in (("port", serving.port), ("metrics_port", serving.metrics_port)):
+        if port == 0:
+            raise ConfigurationError(
+                f"serving.{name} is 0, any free one: Services and probes have to know it; write a number"
+            )
+    for name, url in (("otlp_endpoint", serving.otlp_endpoint), ("engine_url", serving.engine_url)):
+        if url is not None:
+            try:
+                _port(url)
+            except ValueError as error:
+                raise ConfigurationError(f"serving.{name} is {url!r}: {error}") from error
 
 
 def _check_capacity(config: DeploymentConfig, cluster: ClusterSettings) -> None:
