@@ -267,7 +267,7 @@ def test_an_image_that_cannot_be_pulled_is_taken_back_and_traffic_stays(site):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["serving.max_queue=40"], "there is nothing to roll out"),
+        (["serving.log_level=INFO"], "there is nothing to roll out"),
         (["image=qwen3-server:latest"], "is not pinned"),
         (["resource_limits.memory_gb=0.1"], "does not fit"),
         (["serving.max_qeue=1"], "did you mean 'max_queue'"),
