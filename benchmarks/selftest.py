@@ -6,16 +6,13 @@ import importlib.util
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +31,7 @@ from benchmarks.progress import Display
 from benchmarks.results import derive, read_journal
 from benchmarks.truth_server.answers import SPLIT_TAGS, VOCABULARY
 from benchmarks.truth_server.modes import COMBINATIONS, MODES, OLLAMA, OPENAI, declared, split
+from benchmarks.truth_server.running import TruthServer, running
 from runconfig import RunConfig, validate
 
 DESCRIPTION = """\
@@ -202,7 +200,9 @@ def measure(cells: Sequence[Cell], settings: Settings, display: Display) -> dict
     display.begin("starting")
     display.expect(len(cells))
     ticks = _Ticks(display)
-    with tempfile.TemporaryDirectory() as name, _truth_server(settings) as (url, pid):
+    words = [f"{name}={getattr(settings, name)}" for name in ("tokens", "ttft_ms", "tpot_ms")]
+    words += [f"service_ms={settings.ttft_ms}", "log_requests=50000"]
+    with tempfile.TemporaryDirectory() as name, running(*words) as server:
         left = list(cells)
         for attempt in range(TRIES):
             groups: dict[tuple[str, bool], list[Cell]] = defaultdict(list)
@@ -210,7 +210,7 @@ def measure(cells: Sequence[Cell], settings: Settings, display: Display) -> dict
                 groups[cell.dialect, cell.tokenizer].append(cell)
             with ThreadPoolExecutor(max_workers=1 if attempt else CLIENTS) as pool:
                 jobs = [
-                    pool.submit(_measure_dialect, group, settings, url, pid, Path(name) / f"{number}-{attempt}", ticks)
+                    pool.submit(_measure_dialect, group, settings, server, Path(name) / f"{number}-{attempt}", ticks)
                     for number, group in enumerate(sorted(groups.values(), key=len, reverse=True))
                 ]
                 for job in jobs:
@@ -219,7 +219,7 @@ def measure(cells: Sequence[Cell], settings: Settings, display: Display) -> dict
             if not left or len(left) > MOST_AGAIN:
                 break
             display.expect(display.steps + len(left))
-        return _ask(f"{url}/_truth/health")  # type: ignore[no-any-return]
+        return server.ask("/_truth/health")  # type: ignore[no-any-return]
 
 
 class _Ticks:
@@ -235,9 +235,9 @@ class _Ticks:
 
 
 def _measure_dialect(
-    cells: Sequence[Cell], settings: Settings, url: str, server: int, place: Path, ticks: _Ticks
+    cells: Sequence[Cell], settings: Settings, server: TruthServer, place: Path, ticks: _Ticks
 ) -> None:
-    """Measure and judge cells of one dialect; ``server``: its process id."""
+    """Measure and judge cells of one dialect."""
     dialect, tokenizer = cells[0].dialect, cells[0].tokenizer
     place.mkdir()
     texts = [f"selftest {number} #{number}" for number in range(settings.requests)]
@@ -246,18 +246,18 @@ def _measure_dialect(
         raw["tokenizer"] = str(_tokenizer(place))
     scenario = Scenario.model_validate(raw)
     origin, journal = time.perf_counter(), place / "requests.jsonl"
-    seen = _ask(f"{url}/_truth/health")["requests"]
+    seen = server.ask("/_truth/health")["requests"]
     with Generator(scenario, origin=origin, journal=journal, log=place / "generator.log") as generator:
         for number, cell in enumerate(cells):
-            before = _waited([generator.pid, server])
-            generator.run(_run(number, cell, settings, url, len(texts)))
-            cell.cpu_wait_s = _wait_s(before, _waited([generator.pid, server]))
+            before = _waited([generator.pid, server.pid])
+            generator.run(_run(number, cell, settings, server.url, len(texts)))
+            cell.cpu_wait_s = _wait_s(before, _waited([generator.pid, server.pid]))
             ticks.step(cell)
     records, whole = read_journal(journal)
     if not whole:
         raise InvalidRunError(f"the journal {journal} is broken")
     records = derive(records)
-    entries = _entries(url, seen, dialect)
+    entries = _entries(server.log(seen), dialect)
     for number, cell in enumerate(cells):
         judge(cell, records[records["run"] == number], entries, texts, origin)
 
@@ -282,14 +282,12 @@ def _run(number: int, cell: Cell, settings: Settings, url: str, texts: int) -> R
     )
 
 
-def _entries(url: str, since: int, dialect: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """What the server knows, by mode and prompt. By pages: a long answer would delay the other dialect's streams."""
+def _entries(log: Sequence[dict[str, Any]], dialect: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """What the server knows, by mode and prompt."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    while page := _ask(f"{url}/_truth?since={since}&limit=50"):
-        for entry in page:
-            if entry["dialect"] == dialect:
-                found[entry["mode"], entry["prompt"]].append(entry)
-        since = page[-1]["number"] + 1
+    for entry in log:
+        if entry["dialect"] == dialect:
+            found[entry["mode"], entry["prompt"]].append(entry)
     return found
 
 
@@ -311,26 +309,6 @@ def _tokenizer(folder: Path) -> Path:
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return path
-
-
-@contextmanager
-def _truth_server(settings: Settings) -> Iterator[tuple[str, int]]:
-    words = [f"{name}={getattr(settings, name)}" for name in ("tokens", "ttft_ms", "tpot_ms")]
-    words += [f"service_ms={settings.ttft_ms}", "log_requests=50000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.truth_server", *words], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise InvalidRunError("the truth server did not start")
-        yield json.loads(line)["url"], process.pid
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def _waited(pids: Sequence[int]) -> list[tuple[int, int]]:
@@ -356,11 +334,6 @@ def _wait_s(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]])
         if late[1] > early[1]
     ]
     return max(waits, default=None)
-
-
-def _ask(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  our own server
-        return json.load(answer)
 
 
 # Judging.

@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -395,8 +396,6 @@ def _metrics_port(config: DeploymentConfig) -> int:
 
 
 def _port(url: str) -> int:
-    from urllib.parse import urlsplit
-
     parts = urlsplit(url)
     return parts.port or {"http": 80, "https": 443}[parts.scheme]
 

@@ -7,14 +7,9 @@ not see that.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +17,7 @@ from benchmarks.config import ClientLimits
 from benchmarks.figures.load import Clients, clients
 from benchmarks.figures.table import Figure
 from benchmarks.generator import ill_health
+from benchmarks.truth_server.running import TruthServer, running
 
 TOKENS = 100
 TTFT_MS, TPOT_MS = 100, 20
@@ -36,12 +32,13 @@ def measure(_model: Path, folder: Path, pairs: int) -> list[Figure]:
     """Sweeps up to where the median has been wrong twice; the thresholds are the first of a sweep."""
     rounds = max(1, pairs // 3)
     ratios, errors, lines = [], [0.0], []
+    words = [f"tokens={TOKENS}", f"ttft_ms={TTFT_MS}", f"tpot_ms={TPOT_MS}", f"log_requests={WAVES * LAST}"]
     with (
-        _truth_server() as url,
+        running(*words) as server,
         clients("chat_stream", ["a"], folder, model="plain", max_tokens=TOKENS, timeout_s=60) as load,
     ):
         for _ in range(rounds):
-            rows = list(_sweep(url, load))
+            rows = list(_sweep(server, load))
             wrong = next((streams for streams, error, _ in rows if error > WRONG_S), None)
             invalid = next((streams for streams, _, reasons in rows if reasons), None)
             lines.append(f"INVALID from {invalid}, wrong from {wrong} streams")
@@ -65,14 +62,14 @@ def measure(_model: Path, folder: Path, pairs: int) -> list[Figure]:
     ]
 
 
-def _sweep(url: str, load: Clients) -> Iterator[tuple[int, float, list[str]]]:
+def _sweep(server: TruthServer, load: Clients) -> Iterator[tuple[int, float, list[str]]]:
     """Streams, error of the median in seconds, why the run is INVALID."""
     streams, wrong = float(FIRST), 0
     while wrong < 2 and streams <= LAST:
         users = round(streams)
-        seen = _ask(f"{url}/_truth/health")["requests"]
-        records = load.send(url, users=users, requests=WAVES * users).sort_values("sent_s").iloc[users:]
-        entries = sorted(_entries(url, seen), key=lambda entry: float(entry["arrived"]))[users:]
+        seen = server.ask("/_truth/health")["requests"]
+        records = load.send(server.url, users=users, requests=WAVES * users).sort_values("sent_s").iloc[users:]
+        entries = sorted(server.log(seen), key=lambda entry: float(entry["arrived"]))[users:]
         true = np.median([entry["written"][0] - entry["arrived"] for entry in entries if entry["written"]])
         error = abs(float(np.median(records["first_token_s"] - records["sent_s"]) - true))
         reasons = ill_health(load.last, ClientLimits())
@@ -80,29 +77,3 @@ def _sweep(url: str, load: Clients) -> Iterator[tuple[int, float, list[str]]]:
         yield users, error, reasons
         wrong += error > WRONG_S
         streams *= STEP
-
-
-@contextmanager
-def _truth_server() -> Iterator[str]:
-    words = [f"tokens={TOKENS}", f"ttft_ms={TTFT_MS}", f"tpot_ms={TPOT_MS}", f"log_requests={WAVES * LAST}"]
-    command = [sys.executable, "-m", "benchmarks.truth_server", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())["url"]
-        finally:
-            process.terminate()
-
-
-def _ask(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  our own address
-        return json.load(answer)
-
-
-def _entries(url: str, since: int) -> list[dict[str, Any]]:
-    """By pages: the server answers nobody else while it writes one."""
-    found: list[dict[str, Any]] = []
-    while page := _ask(f"{url}/_truth?since={since}&limit=100"):
-        found += page
-        since = page[-1]["number"] + 1
-    return found

@@ -13,9 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.command_line import words_of
-from benchmarks.errors import FAIL, PASS, BenchmarkError, DeploymentFailedError, UsageError
+from benchmarks.errors import FAIL, PASS, BenchmarkError, UsageError
 from benchmarks.manifest import machine
 from benchmarks.peers.cpu import TreeCpu
 from benchmarks.peers.tools import HERE, OUTPUT_TOKENS, TOOLS, Figures, Tool, Work, environ, install
 from benchmarks.stats import t_quantile
+from benchmarks.truth_server.running import TruthServer, running
 
 MODES = ("plain", "role_first", "comments", "nospace", "reasoning", "several")
 REPORT_STREAMS, REPORT_REQUESTS = 4, 16
@@ -38,34 +37,6 @@ BARS = {"guidellm": 0.5, "locust": 1.1}
 FIGURES = (("ttft_ms", "{:.1f}"), ("tpot_ms", "{:.2f}"), ("tokens", "{:g}"))
 TTFT_BAR_MS, TPOT_BAR = 3.0, 0.01
 TOOL_LIMIT_S = 300
-
-
-class TruthServer:
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def log(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(self.url + "/_truth", timeout=60) as answer:  # noqa: S310 - our own address
-            found: list[dict[str, Any]] = json.load(answer)
-            return found
-
-
-@contextmanager
-def truth_server(*words: str) -> Iterator[TruthServer]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.truth_server", *words], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise DeploymentFailedError("the truth server did not start")
-        yield TruthServer(json.loads(line)["url"])
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def run_tool(tool: Tool, work: Work) -> tuple[Figures | str, TreeCpu]:
@@ -106,7 +77,7 @@ def true_figures(entries: Sequence[dict[str, Any]]) -> Figures:
 def compare_reports(tools: Sequence[Tool], folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Mode -> client -> its figures, the truth while it ran, and why there is none."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    with truth_server("ttft_ms=50", "tpot_ms=10", f"tokens={OUTPUT_TOKENS}") as server:
+    with running("ttft_ms=50", "tpot_ms=10", f"tokens={OUTPUT_TOKENS}") as server:
         for turn, mode in enumerate(MODES):
             found[mode] = {}
             for tool in (*tools[turn % len(tools) :], *tools[: turn % len(tools)]):
@@ -158,7 +129,7 @@ def compare_cpu(tools: Sequence[Tool], repetitions: int, folder: Path) -> dict[s
     for repetition in range(repetitions):
         order = [*tools[repetition % len(tools) :], *tools[: repetition % len(tools)]]
         for tool in order:
-            with truth_server(*words) as server:
+            with running(*words) as server:
                 spent = cpu_per_event(tool, server, folder / f"{tool.name}-{repetition}")
             found[tool.name].append(spent)
             print(

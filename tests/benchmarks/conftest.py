@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +16,14 @@ from benchmarks.config import Scenario
 from benchmarks.generator import Generator
 from benchmarks.plan import Run
 from benchmarks.results import derive, read_journal
-
-
-class TruthServer:
-    def __init__(self, url: str, pid: int) -> None:
-        self.url, self.pid = url, pid
-
-    def log(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(self.url + "/_truth", timeout=10) as answer:
-            return json.load(answer)
-
-
-@contextmanager
-def _truth_server(words: list[str]) -> Iterator[TruthServer]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.truth_server", *words], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield TruthServer(json.loads(process.stdout.readline())["url"], process.pid)
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-        process.stdout.close()
+from benchmarks.truth_server.running import TruthServer, running
 
 
 @pytest.fixture(scope="module")
 def truth_server() -> Iterator[Callable[..., TruthServer]]:
     """Start servers with settings such as ``ttft_ms=50``; they end with the module."""
     with ExitStack() as stack:
-        yield lambda *words: stack.enter_context(_truth_server(list(words)))
+        yield lambda *words: stack.enter_context(running(*words))
 
 
 class Client:

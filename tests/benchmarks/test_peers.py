@@ -30,10 +30,10 @@ from benchmarks.peers.__main__ import (
     report_table,
     run_tool,
     true_figures,
-    truth_server,
     write_between,
 )
 from benchmarks.peers.cpu import TreeCpu
+from benchmarks.truth_server.running import running
 
 CAPTURES = Path(__file__).parent / "peers"
 
@@ -240,7 +240,7 @@ def test_each_peer_runs_and_reports_the_plain_truth(tool, tmp_path):
     """TTFT within a tenth of the stream: Locust's is a block too late, which is what the table shows."""
     if tool.absent is not None:
         pytest.skip(tool.absent)
-    with truth_server("ttft_ms=50", "tpot_ms=10", "tokens=64") as server:
+    with running("ttft_ms=50", "tpot_ms=10", "tokens=64") as server:
         reported, _ = run_tool(tool, Work(server.url, "plain", 4, 16, tmp_path / tool.name))
 
     assert isinstance(reported, Figures), reported

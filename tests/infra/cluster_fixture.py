@@ -36,6 +36,22 @@ PACKAGES = {
     "ip": "iproute2",
     "openssl": "openssl",
 }
+TINY: dict[str, Any] = {
+    "model_name": "complaints-tiny",
+    "model_version": "1",
+    "model_source": "models/complaints-tiny",
+    "deployment_type": "kubernetes",
+    "engine": "openvino",
+    "resource_limits": {"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 1},
+    "optimization_settings": {
+        "enable_quantization": True,
+        "quantization_bits": 8,
+        "max_batch_size": 8,
+        "max_sequence_length": 1024,
+    },
+    "serving": {"host": "0.0.0.0", "metrics_port": 9000, "api_keys_file": "/run/secrets/qwen3/api_keys"},
+}
+"""An environment of the embedded model, which the image carries, small enough for several instances on a node."""
 ENGINE = ("pulumi", "pulumi-resource-kubernetes")
 
 

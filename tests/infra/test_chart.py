@@ -17,6 +17,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from cluster_fixture import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -673,23 +674,7 @@ def test_the_notes_curl_works(tmp_path, key):
 
 # On a real cluster.
 
-TINY = {
-    "model_name": "complaints-tiny",
-    "model_version": "1",
-    "model_source": "models/complaints-tiny",
-    "deployment_type": "kubernetes",
-    "engine": "openvino",
-    "resource_limits": {"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 1},
-    "optimization_settings": {
-        "enable_quantization": True,
-        "quantization_bits": 8,
-        "max_batch_size": 8,
-        "max_sequence_length": 1024,
-    },
-    "serving": {"host": "0.0.0.0", "metrics_port": 9000, "api_keys_file": "/run/secrets/qwen3/api_keys"},
-    "cluster": {"weights": "image", "autoscaling": "cpu"},
-    "api_keys": "tests:one\n",
-}
+INSTALLED = TINY | {"cluster": {"weights": "image", "autoscaling": "cpu"}, "api_keys": "tests:one\n"}
 
 
 @pytest.mark.helm
@@ -707,7 +692,7 @@ def test_an_installation_classifies_keeps_its_pods_where_it_may_and_rolls_back(c
     with cluster.namespace() as namespace:
 
         def run(*words, **serving):
-            values = TINY | {"image": server_image, "serving": TINY["serving"] | serving}
+            values = INSTALLED | {"image": server_image, "serving": INSTALLED["serving"] | serving}
             command = [program, *words, "-n", namespace]
             command += [str(CHART), "-f", "-"] if words[0] in {"install", "upgrade", "template"} else []
             done = subprocess.run(

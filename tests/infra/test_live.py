@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 import yaml
+from cluster_fixture import TINY
 from pulumi import automation
 
 from model_server.cache import cache_dir
@@ -22,28 +23,10 @@ from model_server.cache import cache_dir
 REPOSITORY = Path(__file__).parents[2]
 KEY = "a-key-of-the-tests"
 STACK = "live"
-# Two instances of the embedded model that end within seconds, so that a rollout of them fits a test.
-ENVIRONMENT = {
-    "model_name": "complaints-tiny",
-    "model_version": "1",
-    "model_source": "models/complaints-tiny",
-    "deployment_type": "kubernetes",
-    "engine": "openvino",
-    "resource_limits": {"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 1},
-    "optimization_settings": {
-        "enable_quantization": True,
-        "quantization_bits": 8,
-        "max_batch_size": 8,
-        "max_sequence_length": 1024,
-    },
+# Two instances that end within seconds, so that a rollout of them fits a test.
+ENVIRONMENT = TINY | {
     "replicas": {"min": 2, "max": 3},
-    "serving": {
-        "host": "0.0.0.0",
-        "metrics_port": 9000,
-        "api_keys_file": "/run/secrets/qwen3/api_keys",
-        "request_timeout_s": 20,
-        "drain_s": 25,
-    },
+    "serving": TINY["serving"] | {"request_timeout_s": 20, "drain_s": 25},
     "rollout": {"strategy": "canary", "steps": [50, 100]},
 }
 
