@@ -79,23 +79,26 @@ async def test_requests_survive_the_oom_kill_of_the_engine_and_slots_are_halved(
             ballast = [subprocess.Popen([*inside(group), sys.executable, "-c", BALLAST]) for _ in range(4)]
             try:
                 await until(lambda: oom_kills(group) > 0)
-                # The server answers while its engine is being replaced.
-                assert (await client.get("/health")).status_code in (200, 503)
             finally:
                 for process in ballast:
                     process.kill()
-                    process.wait()
+            # The server answers while its engine is being replaced.
+            assert (await client.get("/health")).status_code in (200, 503)
+            for process in ballast:
+                process.wait()
             answers = await asyncio.gather(*generations, *scores)
             model = (await client.get("/api/v1/model")).json()
             metrics = (await client.get("/metrics")).text
 
         assert [answer.status_code for answer in answers] == [200] * 8
         assert answers[-1].json()["category"] == "收费争议"
-        assert model["slots"] == 4
-        assert model["restarts"] == 1
+        # The ballast may take the next engine too before it is gone itself: each kill halves.
+        kills = model["restarts"]
+        assert kills in {1, 2}
+        assert model["slots"] == 8 >> kills
         assert server.processes()[0].pid == http.pid
         assert server.processes()[1].pid != engine.pid
-        assert "qwen3_engine_restarts_total 1.0" in metrics
+        assert f"qwen3_engine_restarts_total {kills}.0" in metrics
     events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
-    assert "slots_halved" in events
+    assert events.count("slots_halved") == kills
     assert server.process.returncode == 0

@@ -1,13 +1,16 @@
-"""The server's image for all tests that start it."""
+"""The server's image for all tests that start it, and Pulumi programs run on the engine's mocks."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pulumi
 import pytest
 
 from infra.image_build import content_tag
@@ -20,6 +23,52 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "server_image" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(1200))
+
+
+class Recorder(pulumi.runtime.Mocks):
+    def __init__(self):
+        self.made = []
+
+    def new_resource(self, args):
+        self.made.append(args)
+        return args.name, args.inputs
+
+    def call(self, args):
+        return {}
+
+
+@pytest.fixture
+def render():
+    """Run a program to the end; what it registered, in order."""
+    # The mocks ask for a loop in this thread, which ``asyncio.run`` in an earlier test has left without one, and in
+    # those that register; one that they have to make themselves is never closed.
+    loops = []
+
+    def with_loop():
+        loops.append(asyncio.new_event_loop())
+        asyncio.set_event_loop(loops[-1])
+
+    with_loop()
+    threads = ThreadPoolExecutor(initializer=with_loop)
+    loops[0].set_default_executor(threads)
+
+    def run(program):
+        recorder = Recorder()
+        pulumi.runtime.set_mocks(recorder, project="qwen3-stack", stack="production")
+
+        # Returns once every registration has drained.
+        @pulumi.runtime.test
+        def drained():
+            program()
+
+        drained()
+        return recorder.made
+
+    yield run
+    asyncio.set_event_loop(None)
+    threads.shutdown()
+    for loop in loops:
+        loop.close()
 
 
 @pytest.fixture(scope="session")

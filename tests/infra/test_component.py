@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pulumi
-import pytest
-
 from infra.cluster import ClusterSettings
 from infra.component import ModelServer, ModelServerArgs
 from infra.manifests import KEYS, NAME, manifests
@@ -15,37 +12,6 @@ from model_server import deployment
 
 ENVIRONMENTS = Path(__file__).parents[2] / "environments"
 IMAGE = f"registry.example/qwen3-server@sha256:{'a' * 64}"
-
-
-class Recorder(pulumi.runtime.Mocks):
-    def __init__(self):
-        self.made = []
-
-    def new_resource(self, args):
-        self.made.append(args)
-        return args.name, args.inputs
-
-    def call(self, args):
-        return {}
-
-
-@pytest.fixture
-def render():
-    """Run a program to the end; what it registered, in order."""
-
-    def run(program):
-        recorder = Recorder()
-        pulumi.runtime.set_mocks(recorder, project="qwen3-stack", stack="production")
-
-        # Returns once every registration has drained.
-        @pulumi.runtime.test
-        def drained():
-            program()
-
-        drained()
-        return recorder.made
-
-    return run
 
 
 def config(*overrides):

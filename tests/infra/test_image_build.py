@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pulumi
 import pytest
 
 from infra.image_build import SOURCES, Build, content_tag, image_name, image_of, read_build
@@ -54,25 +53,10 @@ def test_the_dockerfile_copies_nothing_that_the_tag_does_not_see():
     assert {name for name in copied if name not in SOURCES} == set()
 
 
-def test_the_image_is_built_from_the_repository_and_pushed_where_there_is_a_registry():
-    made = []
+def test_the_image_is_built_from_the_repository_and_pushed_where_there_is_a_registry(render):
+    (made,) = render(lambda: image_of(ROOT, Build(base_image=BASE, registry="registry.example/team/")))
 
-    class Recorder(pulumi.runtime.Mocks):
-        def new_resource(self, args):
-            made.append(args.inputs)
-            return args.name, args.inputs
-
-        def call(self, args):
-            return {}
-
-    pulumi.runtime.set_mocks(Recorder(), project="qwen3-stack", stack="staging")
-
-    @pulumi.runtime.test
-    def drained():
-        image_of(ROOT, Build(base_image=BASE, registry="registry.example/team/"))
-
-    drained()
-    (inputs,) = made
+    inputs = made.inputs
     assert inputs["imageName"] == f"registry.example/team/{content_tag(ROOT, f'{BASE} None')}"
     assert inputs["imageName"] == image_name(ROOT, Build(base_image=BASE, registry="registry.example/team"))
     assert inputs["skipPush"] is False
