@@ -37,6 +37,8 @@ Metric = Literal[
     "ttft_p95",
     "tpot_p50",
 ]
+WATCHED = ("pid", "cgroup", "metrics_url")
+"""Keys that say where a server's use is read; with a_ and b_ in front for the sides of a comparison."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Milliseconds = Annotated[float, Field(gt=0)]
 
@@ -148,7 +150,8 @@ class Scenario(RunConfig):
     a_cgroup: str | None = None
     b_cgroup: str | None = None
     metrics_url: str | None = None
-    """Prometheus metrics of the server at ``url``; null tries /metrics there."""
+    """Prometheus metrics of the server at ``url``, which must be there; null tries /metrics beside the API, and does
+    without."""
     a_metrics_url: str | None = None
     b_metrics_url: str | None = None
     cost: Cost = Cost()
@@ -228,4 +231,15 @@ class Scenario(RunConfig):
         )
         if (self.calls is None) == (not self.texts):
             raise ValueError("set exactly one of calls (a JSONL file) and texts (a list of prompts)")
+        return self
+
+    @model_validator(mode="after")
+    def _watched_servers_are_measured(self) -> Scenario:
+        for prefix, server in (("", "url"), ("a_", "a"), ("b_", "b")):
+            named = [key for key in WATCHED if getattr(self, prefix + key) is not None]
+            if named and getattr(self, server) is None:
+                raise ValueError(
+                    f"{prefix}{named[0]} belongs to the server at {server}, which is not set: a run has url, pid, "
+                    "cgroup and metrics_url, a comparison a, a_pid, b, b_pid and so on"
+                )
         return self

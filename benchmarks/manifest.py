@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel
 
+from benchmarks import fetch
 from benchmarks.calls import Call, digest
 from benchmarks.config import Scenario
 from benchmarks.errors import UsageError
@@ -201,12 +201,8 @@ def _by_content(value: Any) -> Any:
 
 def _get(url: str, api_key_env: str | None) -> Any:
     """The JSON at ``url``; None where there is none."""
-    request = urllib.request.Request(url)  # noqa: S310 - the caller lets http and https pass only
-    if api_key_env:
-        request.add_header("Authorization", f"Bearer {os.environ.get(api_key_env, '')}")
     try:
-        with urllib.request.urlopen(request, timeout=DESCRIPTION_TIMEOUT_S) as answer:  # noqa: S310
-            return json.load(answer)
+        return json.loads(fetch.get(url, api_key_env=api_key_env, timeout_s=DESCRIPTION_TIMEOUT_S))
     except (OSError, ValueError):
         return None
 

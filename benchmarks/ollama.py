@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from typing import Any
 
+from benchmarks import fetch
 from benchmarks.errors import EndpointError
-
-TIMEOUT_S = 10.0
 
 
 def models(url: str) -> list[str]:
@@ -18,13 +16,11 @@ def models(url: str) -> list[str]:
         EndpointError: Nothing answers there, or not as Ollama does.
     """
     try:
-        with urllib.request.urlopen(url + "/api/tags", timeout=TIMEOUT_S) as answer:  # noqa: S310 - the session lets http and https pass only
-            found: Any = json.load(answer)
+        found: Any = json.loads(fetch.get(url + "/api/tags"))
         return [str(model["name"]) for model in found["models"]]
     except OSError as error:
-        reason = getattr(error, "reason", None) or error
         raise EndpointError(
-            url, f"no Ollama answers ({reason}): is 'ollama serve' running, and is this its port?"
+            url, f"no Ollama answers ({error}): is 'ollama serve' running, and is this its port?"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise EndpointError(url, "GET /api/tags does not answer as Ollama does: for other servers use url=") from error

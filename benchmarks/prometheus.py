@@ -6,17 +6,16 @@ Labels are summed: a benchmark asks how many requests the server counted, not by
 from __future__ import annotations
 
 import math
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks import fetch
 from benchmarks.errors import EndpointError
 
 TIMEOUT_S = 2.0
-MAX_BYTES = 16 << 20
 
 # Column of samples.parquet -> what servers call it: our own, vLLM, SGLang, llama.cpp, LMDeploy, TGI.
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -76,20 +75,20 @@ class Scrape:
         return {column: values[name] for column, name in found if name is not None}
 
 
-def scrape(url: str, timeout_s: float = TIMEOUT_S) -> Scrape:
+def scrape(url: str, api_key_env: str | None = None) -> Scrape:
     """Read ``url``.
 
     Raises:
         EndpointError: It does not answer with status 200 in the text format of Prometheus.
     """
-    request = urllib.request.Request(url, headers={"Accept": "text/plain;version=0.0.4"})  # noqa: S310 - checked by metrics_urls or the config
+    body = b""
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
-            text = answer.read(MAX_BYTES).decode("utf-8")
-        return parse(text)
+        body = fetch.get(url, api_key_env=api_key_env, accept="text/plain;version=0.0.4", timeout_s=TIMEOUT_S)
+        return parse(body.decode("utf-8"))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise EndpointError(url, f"no Prometheus metrics there ({reason})") from error
+        begins = repr(body[:40].decode("utf-8", "replace"))
+        got = str(error) if isinstance(error, OSError) else f"the answer begins with {begins}" if body else "nothing"
+        raise EndpointError(url, f"no Prometheus metrics there (got: {got})") from error
 
 
 def parse(text: str) -> Scrape:
@@ -122,11 +121,11 @@ def metrics_urls(url: str) -> list[str]:
     return list(dict.fromkeys((beside, at_root)))
 
 
-def first_that_answers(urls: Iterable[str]) -> str | None:
+def first_that_answers(urls: Iterable[str], api_key_env: str | None = None) -> str | None:
     """The first of ``urls`` that has metrics; None when none has."""
     for url in urls:
         try:
-            scrape(url)
+            scrape(url, api_key_env)
         except EndpointError:
             continue
         return url

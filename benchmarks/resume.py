@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.command_line import parser, print_result, words_of
-from benchmarks.config import Scenario
+from benchmarks.config import WATCHED, Scenario
 from benchmarks.errors import ResultsError
 from benchmarks.progress import Display
 from benchmarks.results import read_manifest
 from benchmarks.session import resuming
 from runconfig import validate
 
-MOVED = ("url", "a", "b", "pid", "a_pid", "b_pid", "lang")
+MOVED = ("url", "a", "b", "lang", *(side + key for side in ("", "a_", "b_") for key in WATCHED))
 """What may have changed since: servers get other ports and process ids."""
 
 
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     options.add_argument("folder", type=Path, help="a results folder")
     options.add_argument("settings", nargs="*", metavar="key=value", help=f"what has moved: {', '.join(MOVED)}")
     found = options.parse_args(words)
-    moved = words_of(found.settings, MOVED)
+    moved = {key: None if value == "null" else value for key, value in words_of(found.settings, MOVED).items()}
     manifest = read_manifest(found.folder)
     if manifest["complete"] and (found.folder / "summary.json").exists():
         summary = json.loads((found.folder / "summary.json").read_text(encoding="utf-8"))

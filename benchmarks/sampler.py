@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 import psutil
 
-from benchmarks import cgroup, prometheus
+from benchmarks import cgroup, fetch, prometheus
 from benchmarks.config import Cost, Scenario
-from benchmarks.errors import EndpointError
+from benchmarks.errors import EndpointError, UsageError
 
 COLUMNS = (
     "at_s",
@@ -65,20 +66,40 @@ class Source:
         pid: Of its first process; children count with it.
         cgroup: Path of its control group; wins over ``pid``.
         metrics_urls: Where its Prometheus metrics may be; the first that answers is used.
+        api_key_env: Variable that holds the key they ask for.
     """
 
     pid: int | None = None
     cgroup: str | None = None
     metrics_urls: tuple[str, ...] = ()
+    api_key_env: str | None = None
 
 
-def source_of(scenario: Scenario, arm: str, url: str, pid: int | None) -> Source:
-    """What ``scenario`` lets be read of the server at ``url``, which is its side ``arm``."""
-    compared = scenario.url is None
-    group = getattr(scenario, f"{arm}_cgroup") if compared else scenario.cgroup
-    metrics = getattr(scenario, f"{arm}_metrics_url") if compared else scenario.metrics_url
-    urls = (metrics,) if metrics is not None else tuple(prometheus.metrics_urls(url))
-    return Source(pid, group, urls)
+def source_of(scenario: Scenario, arm: str, url: str, pid: int | None, *, compared: bool) -> Source:
+    """What ``scenario`` lets be read of the server at ``url``, which is its side ``arm``; what it names is there.
+
+    Raises:
+        UsageError: No such process or control group.
+        EndpointError: No metrics at the URL that it names.
+    """
+    prefix = f"{arm}_" if compared else ""
+    group, metrics = (getattr(scenario, f"{prefix}{key}") for key in ("cgroup", "metrics_url"))
+    if pid is not None and not psutil.pid_exists(pid):
+        raise UsageError(f"there is no process {pid} here: correct {prefix}pid, or leave it out")
+    if group is not None and not cgroup.find(group).exists():
+        raise UsageError(f"there is no control group {group} here: correct {prefix}cgroup, or leave it out")
+    if metrics is None:
+        return Source(pid, group, tuple(prometheus.metrics_urls(url)), scenario.api_key_env)
+    fetch.base_url(metrics)
+    # A key is for the server that is measured, not for whoever else has its metrics.
+    key = scenario.api_key_env if urlsplit(metrics)[:2] == urlsplit(url)[:2] else None
+    try:
+        prometheus.scrape(metrics, key)
+    except EndpointError as error:
+        raise EndpointError(
+            metrics, f"{error.problem}: correct {prefix}metrics_url, or leave it out to do without the server's metrics"
+        ) from error
+    return Source(pid, group, (metrics,), key)
 
 
 class Sampler:
@@ -112,7 +133,7 @@ class Sampler:
         self._readers: dict[str, Callable[[], dict[str, Any]]] = {"machine": self._machine}
         self._energy: dict[Path, tuple[float, float]] = {}
         self._spent: dict[str, tuple[float, float]] = {}
-        self._metrics: dict[str, str] = {}
+        self._metrics: dict[str, tuple[str, str | None]] = {}
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -154,9 +175,9 @@ class Sampler:
             self._readers[name] = _Tree(found.pid).read
         if found.metrics_urls:
             named = found.metrics_urls[0] if len(found.metrics_urls) == 1 else None
-            url = named or prometheus.first_that_answers(found.metrics_urls)
+            url = named or prometheus.first_that_answers(found.metrics_urls, found.api_key_env)
             if url is not None:
-                self._metrics[name.replace("server", "metrics", 1)] = url
+                self._metrics[name.replace("server", "metrics", 1)] = url, found.api_key_env
 
     def mark(self) -> None:
         """Read everything now. Called before and after a run, so that its ends are in the rows."""
@@ -193,11 +214,11 @@ class Sampler:
                 self._keep(row)
 
     def _scrape(self) -> None:
-        for name, url in self._metrics.items():
+        for name, (url, key) in self._metrics.items():
             at = time.perf_counter() - self._origin
             row: dict[str, Any] = {"at_s": at, "source": name}
             with contextlib.suppress(EndpointError):
-                found = prometheus.scrape(url)
+                found = prometheus.scrape(url, key)
                 row |= found.known()
                 row["metrics"] = json.dumps({"counters": found.counters, "gauges": found.gauges})
             memory = row.pop("memory_bytes", None)

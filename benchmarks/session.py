@@ -9,8 +9,6 @@ import math
 import os
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -18,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
-from urllib.parse import urlsplit
+from urllib.error import HTTPError
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks import ci, manifest, ollama
+from benchmarks import ci, fetch, manifest, ollama
 from benchmarks.arrivals import check_trace
 from benchmarks.calls import Call, calls_of
 from benchmarks.config import Limits, Scenario
@@ -76,8 +74,9 @@ class Session:
     was not finished is done again; what the journal has of it stays there and counts nowhere.
 
     Raises:
-        UsageError: The calls cannot be read, or the results folder exists and holds results.
-        EndpointError: A server does not answer its dialect.
+        UsageError: The calls cannot be read, what is to be watched is not there, or the results folder exists and
+            holds results.
+        EndpointError: A server does not answer its dialect, or has no metrics where they were said to be.
     """
 
     def __init__(self, scenario: Scenario, kind: str, sides: Mapping[Arm, Side], display: Display) -> None:
@@ -86,7 +85,11 @@ class Session:
             raise UsageError(f"api_key_env names {scenario.api_key_env}, which is not set in the environment")
         self.calls: list[Call] = calls_of(scenario)
         check_trace(scenario.arrivals, [call.text for call in self.calls], scenario.tokenizer)
-        self.sides = {arm: replace(side, url=_base_url(side.url)) for arm, side in sides.items()}
+        self.sides = {arm: replace(side, url=fetch.base_url(side.url)) for arm, side in sides.items()}
+        sources = {
+            f"server_{arm}": source_of(scenario, arm, side.url, side.pid, compared=len(sides) > 1)
+            for arm, side in self.sides.items()
+        }
         self.folder = results_folder(scenario)
         self._lock = _locked(self.folder)
         self.runs: list[dict[str, Any]] = []
@@ -111,7 +114,6 @@ class Session:
                 raise
         # Zero is the beginning of the first attempt, so that all attempts lie on one axis.
         self.origin = time.perf_counter() - (datetime.now(UTC) - self.created_at).total_seconds()
-        sources = {f"server_{arm}": source_of(scenario, arm, side.url, side.pid) for arm, side in self.sides.items()}
         self._sampler = Sampler(self.origin, scenario.sample_interval_s, sources, journal=self.folder / "samples.jsonl")
         self._generator = Generator(
             scenario, origin=self.origin, journal=self._journal.path, log=self.folder / "generator.log"
@@ -487,24 +489,17 @@ def _goodput(measured: pd.DataFrame, scenario: Scenario) -> dict[str, Any]:
     return {"goodput": float(kept.mean()), "goodput_interval": [interval.low, interval.high]}
 
 
-def _base_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"a URL must begin with http:// or https://, got {url!r}")
-    if "@" in urlsplit(url).netloc:
-        raise UsageError("a URL must not hold a password: it is written down; set api_key_env instead")
-    return url.rstrip("/")
-
-
 def _first_model(url: str, api_key_env: str | None) -> str:
-    request = urllib.request.Request(url + "/v1/models")  # noqa: S310 - _base_url lets http and https pass only
-    if api_key_env:
-        request.add_header("Authorization", f"Bearer {os.environ.get(api_key_env, '')}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return str(json.load(answer)["data"][0]["id"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise EndpointError(url, f"GET /v1/models names no model ({reason}): set model=NAME") from error
+        return str(json.loads(fetch.get(url + "/v1/models", api_key_env=api_key_env))["data"][0]["id"])
+    except OSError as error:
+        status = error.code if isinstance(error, HTTPError) else None
+        if status is None or status in {401, 403}:
+            advice = _advice("connect" if status is None else "http_status", str(error).removeprefix("HTTP Error "))
+            raise EndpointError(url, advice) from error
+        raise EndpointError(url, f"GET /v1/models names no model ({error}): set model=NAME") from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise EndpointError(url, f"GET /v1/models names no model ({error}): set model=NAME") from error
 
 
 def _advice(kind: str, detail: str) -> str:

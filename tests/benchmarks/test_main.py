@@ -115,7 +115,8 @@ def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path):
     url = f"url={server.url}"
     cases = [
         (("run", latency, f"url=http://127.0.0.1:{unused_port()}", "model=x"), 4, "cannot connect"),
-        (("run", latency, f"url=http://127.0.0.1:{unused_port()}"), 4, "names no model"),
+        (("run", latency, f"url=http://127.0.0.1:{unused_port()}"), 4, "cannot connect"),
+        (("run", latency, f"url={server.url}/elsewhere"), 4, "names no model"),
         (("run", latency, url, "model=no_such_model"), 4, "check dialect and model"),
         (("run", latency, url, "model=html"), 4, "not the dialect"),
         (("run", latency, url, "model=http500"), 4, "http_status: 500"),

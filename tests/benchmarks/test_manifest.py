@@ -27,7 +27,7 @@ def folder(path, **settings):
     "settings",
     [
         {"url": "http://x"},
-        {"pid": 3},
+        {"url": "http://x", "pid": 3},
         {"verdict": {"margin": 0.2}},
         {"out": "there"},
         {"lang": "zh"},

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest import mock
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from benchmarks.__main__ import main
 from benchmarks.errors import EndpointError
 from benchmarks.prometheus import KNOWN, first_that_answers, metrics_urls, parse, scrape
 from benchmarks.sampler import Sampler, Source, server_use
@@ -16,11 +20,13 @@ from model_server.metrics import Metrics
 
 
 @contextmanager
-def serving(pages):
-    """A server that answers GET with ``pages[path]()``, else 404."""
+def serving(pages, asked=None):
+    """A server that answers GET with ``pages[path]()``, else 404; appends (its port, path, key) to ``asked``."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
+            if asked is not None:
+                asked.append((self.server.server_port, self.path, self.headers["Authorization"]))
             found = pages.get(self.path)
             body = found() if found else b"not found"
             self.send_response(200 if found else 404)
@@ -121,6 +127,66 @@ def test_counters_are_read_at_both_ends_of_a_run_and_what_was_before_does_not_co
     )
     assert counted["server_metrics"]["queue_depth_peak"] == 4
     assert counted["server_cpu_s_per_1000_requests"] is None
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command line in an empty folder: exit code, stderr."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yml").write_text("texts: [x]\nusers: 1\nrequests: 3\npairs: 2\npause_s: 0\n", encoding="utf-8")
+
+    def run(*words):
+        code = main([*words, "out=r", "--quiet"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_metrics_that_are_named_and_not_there_end_it_at_its_start(command, truth_server):
+    """Null would be read as: this server has none. Nothing is sent, and no folder is left behind."""
+    server = truth_server("service_ms=1")
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    run = ("run", "s.yml", f"url={server.url}")
+    pair = ("compare", "s.yml", f"a={server.url}", f"b={server.url}")
+    with serving({"/metrics": lambda: b"<html>Welcome</html>"}) as web:
+        cases = [
+            ((*run, f"metrics_url={nobody}/metrics"), 4, "got: [Errno 111] Connection refused): correct metrics_url"),
+            ((*run, f"metrics_url={server.url}/metrik"), 4, "got: HTTP Error 404: Not Found): correct metrics_url"),
+            ((*run, f"metrics_url={web}/metrics"), 4, "got: the answer begins with '<html>Welcome</html>'): correct"),
+            ((*run, "metrics_url=localhost:9090/metrics"), 2, "a URL must begin with http://"),
+            ((*pair, f"b_metrics_url={web}/metrics"), 4, "correct b_metrics_url, or leave it out"),
+            ((*pair, f"metrics_url={server.url}/metrics"), 2, "metrics_url belongs to the server at url, which is not"),
+            ((*run, f"a_metrics_url={server.url}/metrics"), 2, "a_metrics_url belongs to the server at a, which is no"),
+            ((*run, "pid=4194305"), 2, "there is no process 4194305 here: correct pid"),
+            ((*pair, "b_cgroup=/no/such.slice"), 2, "there is no control group /no/such.slice here: correct b_cgroup"),
+        ]
+        for words, code, said in cases:
+            assert command(*words) == (code, mock.ANY), words
+            assert said in command(*words)[1]
+    assert not Path("r").exists()
+    assert server.log() == []
+
+
+def test_metrics_that_are_not_named_and_not_there_are_unknown(command):
+    with serving({}) as url:
+        code, said = command("run", "s.yml", f"url={url}")
+
+    assert code == 4
+    assert "metrics" not in said
+
+
+def test_a_key_is_shown_to_the_server_that_is_measured_and_to_nobody_else(command, monkeypatch):
+    monkeypatch.setenv("KEY", "secret")
+    asked = []
+    with serving({"/metrics": exposition}, asked) as other, serving({"/metrics": exposition}, asked) as own:
+        for metrics in (own, other):
+            command("run", "s.yml", f"url={own}", "api_key_env=KEY", f"metrics_url={metrics}/metrics")
+        command("run", "s.yml", f"url={own}", "api_key_env=KEY")
+
+    shown = {(port, key) for port, path, key in asked if path == "/metrics"}
+    ports = [int(url.rpartition(":")[2]) for url in (own, other)]
+    assert shown == {(ports[0], "Bearer secret"), (ports[1], None)}
 
 
 def test_a_server_that_stops_answering_has_rows_without_values():

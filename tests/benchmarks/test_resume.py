@@ -165,7 +165,7 @@ def test_runs_whose_records_are_behind_a_break_are_done_again(servers, tmp_path)
         (["nowhere"], "not a results folder"),
         (["old"], "has results of version 1"),
         (["strange"], "results of 'dance' cannot be continued"),
-        (["strange", "users=3"], "expected url=... or a="),
+        (["strange", "users=3"], "expected url=... or a=..."),
     ],
     ids=str,
 )

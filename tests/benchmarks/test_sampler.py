@@ -384,15 +384,18 @@ def test_a_source_that_was_not_sampled_is_unknown():
     assert set(server_use(samples, "server_a", [{"started_s": 0, "ended_s": 1, "requests": 5}]).values()) == {None}
 
 
-def test_what_is_read_of_each_side_follows_from_the_scenario():
-    run = Scenario.model_validate({"url": "http://h:1/x", "texts": ["t"], "users": 1, "requests": 1, "cgroup": "/g"})
-    pair = Scenario.model_validate(
-        {"a": "http://a", "b": "http://b", "texts": ["t"], "users": 1, "requests": 1, "b_metrics_url": "http://b:9/m"}
+def test_what_is_read_of_each_side_follows_from_the_scenario(truth_server):
+    """A file that serves ``run`` and ``compare`` has url, a and b: each verb reads what is its own."""
+    page, pid = f"{truth_server().url}/metrics", os.getpid()
+    both = Scenario.model_validate(
+        {"url": "http://h:1/x", "a": "http://a", "b": "http://b", "texts": ["t"], "users": 1, "requests": 1}
+        | {"b_metrics_url": page, "api_key_env": "KEY"}
     )
 
-    assert source_of(run, "a", "http://h:1/x", 7) == Source(7, "/g", ("http://h:1/x/metrics", "http://h:1/metrics"))
-    assert source_of(pair, "a", "http://a", None) == Source(None, None, ("http://a/metrics",))
-    assert source_of(pair, "b", "http://b", 8) == Source(8, None, ("http://b:9/m",))
+    urls = ("http://h:1/x/metrics", "http://h:1/metrics")
+    assert source_of(both, "a", "http://h:1/x", pid, compared=False) == Source(pid, None, urls, "KEY")
+    assert source_of(both, "a", "http://a", None, compared=True) == Source(None, None, ("http://a/metrics",), "KEY")
+    assert source_of(both, "b", "http://b", pid, compared=True) == Source(pid, None, (page,), None)
 
 
 def _samples(rows):
