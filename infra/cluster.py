@@ -34,9 +34,19 @@ class ClusterSettings(RunConfig):
     where relative paths begin; download: a hub id, fetched at each start into the pod's own disk."""
     weights_claim: Name = "qwen3-models"
     """Name of the claim, read by all instances (ReadOnlyMany or ReadWriteMany, unless there is one node)."""
+    weights_claim_gb: Annotated[float, Field(gt=0, le=1_048_576)] | None = None
+    """GiB of a claim that is made here, empty, for somebody to fill; it and its namespace stay when the rest is taken
+    down. null: the claim is there."""
+    weights_storage_class: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")] | None = None
+    """Of the claim that is made; null: the cluster's default."""
+    weights_access: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    """Of the claim that is made. ReadWriteOnce: storage that one node at a time can mount, for a cluster of one."""
     autoscaling: Literal["requests", "cpu"] = "requests"
     """What the autoscaler looks at. requests: running and waiting ones, through prometheus-adapter with
     infra/prometheus_adapter.yml; cpu: where there is no adapter, and worse (one long answer keeps all threads busy)."""
+    deletion_cost: bool = True
+    """Where the number of instances changes, keep each pod's deletion cost at its requests in flight, so that the
+    idlest goes first; takes a Role that lists and patches pods. False: where none may be made."""
     monitoring_namespace: Name = "monitoring"
     """From where the metrics port may be reached."""
     prometheus_operator: bool = False
@@ -59,6 +69,15 @@ class ClusterSettings(RunConfig):
         ):
             raise ValueError(f"{', '.join(derived)}: Services and probes follow from the environment; change it there")
         return env
+
+    @model_validator(mode="after")
+    def _a_claim_is_made_where_one_is_mounted(self) -> ClusterSettings:
+        if self.weights_claim_gb is not None and self.weights != "claim":
+            raise ValueError(
+                f"weights_claim_gb is {self.weights_claim_gb:g}, but weights is {self.weights!r}: nothing would mount "
+                "the claim; set weights to 'claim', or weights_claim_gb to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _metrics_come_from_elsewhere(self) -> ClusterSettings:

@@ -23,6 +23,9 @@ _TYPES: Mapping[str, Any] = {
     "ServiceAccount": kubernetes.core.v1.ServiceAccount,
     "ConfigMap": kubernetes.core.v1.ConfigMap,
     "NetworkPolicy": kubernetes.networking.v1.NetworkPolicy,
+    "PersistentVolumeClaim": kubernetes.core.v1.PersistentVolumeClaim,
+    "Role": kubernetes.rbac.v1.Role,
+    "RoleBinding": kubernetes.rbac.v1.RoleBinding,
     "Service": kubernetes.core.v1.Service,
     "Deployment": kubernetes.apps.v1.Deployment,
     "PodDisruptionBudget": kubernetes.policy.v1.PodDisruptionBudget,
@@ -96,6 +99,11 @@ class ModelServer(pulumi.ComponentResource):
         rest = {_snake(key): value for key, value in manifest.items() if key not in {"apiVersion", "kind", "metadata"}}
         metadata = manifest["metadata"]
         opts = pulumi.ResourceOptions(parent=self, depends_on=list(made.values()))
+        if args.cluster.weights == "claim" and kind in {"Namespace", "PersistentVolumeClaim"}:
+            # Weights are the site's: neither `destroy` nor another setting deletes them, or the namespace they are in.
+            opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(retain_on_delete=True))
+        if kind == "PersistentVolumeClaim":  # many storage classes bind one only when the first pod mounts it
+            metadata = metadata | {"annotations": {"pulumi.com/skipAwait": "true"}}
         if kind == "Deployment":
             deadline = timings(args.config).progress_deadline_s
             if metadata["name"] == NAME:  # replaced one by one; a candidate's start together

@@ -18,24 +18,37 @@ import yaml
 import runconfig
 from infra.cluster import ClusterSettings
 from model_server import deployment
-from model_server.deployment import DeploymentConfig, Probe, container_resources, hpa_target, timings
+from model_server.deletion_cost import SIGNAL
+from model_server.deployment import DeploymentConfig, Probe, container_resources, disk_limit, hpa_target, timings
 from model_server.errors import ConfigurationError, ResourceInsufficientError
 from monitoring import alerts, render
 
 NAME = "qwen3-inference"
 CONTAINER = "qwen3-server"
+KEEPER = "qwen3-deletion-cost"
 USER = 65532  # the image's
 CONFIG_DIR = PurePosixPath("/etc/qwen3")
 CONFIG_FILE = "environment.yml"
 WORK_DIR = PurePosixPath("/opt/qwen3")
 """The image's; where relative ``model_source`` paths begin."""
 KEYS = f"{NAME}-api-keys"
-SIGNAL = "qwen3_active_connections"
-"""Running and waiting requests of one instance: it goes on rising when all slots are taken."""
 CPU_TARGET_PERCENT = 160
 """Of the request, which is half of the limit: 0.8 of what an instance may use."""
 
 Manifest = dict[str, Any]
+
+_POD_SECURITY: Manifest = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _CONTENT_TAG = re.compile(r":[0-9a-f]{12,64}$")
@@ -68,6 +81,7 @@ def manifests(config: DeploymentConfig, cluster: ClusterSettings, image: str) ->
         _object("v1", "ServiceAccount", cluster, automountServiceAccountToken=False),
         config_map(config, cluster),
         network_policy(config, cluster),
+        *([weights_claim(cluster)] if cluster.weights_claim_gb is not None else []),
         service(cluster),
         metrics_service(config, cluster),
         server(config, cluster, image),
@@ -78,6 +92,7 @@ def manifests(config: DeploymentConfig, cluster: ClusterSettings, image: str) ->
             spec={"maxUnavailable": 1, "selector": {"matchLabels": {"app": NAME}}},
         ),
         autoscaler(config, cluster),
+        *(keeper(config, cluster, image) if keeps_costs(config, cluster) else []),
     ]
     if cluster.prometheus_operator:
         found += [_service_monitor(cluster), _prometheus_rule(config, cluster)]
@@ -215,7 +230,7 @@ def pod(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> Manif
     serving = config.serving
     volumes: list[Manifest] = [
         {"name": "config", "configMap": {"name": f"{NAME}-{checksum(config)}"}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": f"{config.resource_limits.disk_gb:g}Gi"}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": disk_limit(config.resource_limits.disk_gb)}},
     ]
     # Folders, not files (subPath): what Kubernetes writes anew reaches only these.
     mounts: list[Manifest] = [
@@ -250,11 +265,7 @@ def pod(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> Manif
         "livenessProbe": _probe(times.liveness),
         # The kubelet's own sleep: the image needs no shell for it.
         "lifecycle": {"preStop": {"sleep": {"seconds": times.pre_stop_s}}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": _CONTAINER_SECURITY,
         "volumeMounts": mounts,
     }
     return {
@@ -262,13 +273,7 @@ def pod(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> Manif
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": times.termination_grace_period_s,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _POD_SECURITY,
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -336,14 +341,102 @@ def autoscaler(config: DeploymentConfig, cluster: ClusterSettings) -> Manifest:
     )
 
 
+def weights_claim(cluster: ClusterSettings) -> Manifest:
+    """Storage for the weights, which somebody fills; the servers mount it for reading."""
+    spec: Manifest = {
+        "accessModes": [cluster.weights_access],
+        "resources": {"requests": {"storage": disk_limit(cluster.weights_claim_gb or 0)}},
+    }
+    if cluster.weights_storage_class is not None:
+        spec["storageClassName"] = cluster.weights_storage_class
+    return _object("v1", "PersistentVolumeClaim", cluster, name=cluster.weights_claim, spec=spec)
+
+
+def keeps_costs(config: DeploymentConfig, cluster: ClusterSettings) -> bool:
+    """Whether pods get a deletion cost: where their number changes and /metrics asks for no key."""
+    serving = config.serving
+    readable = serving.metrics_port is not None or serving.api_keys_file is None
+    return cluster.deletion_cost and readable and config.replicas.min < config.replicas.max
+
+
+def keeper(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> list[Manifest]:
+    """What keeps the pods' deletion costs (model_server/deletion_cost.py): the only one here with a token.
+
+    The token may patch any pod of the namespace, since RBAC knows no labels; so nobody may speak to its pod. Out of it
+    goes what it needs, to an API server whose port differs from site to site.
+    """
+    own = {"matchLabels": {"app": KEEPER}}
+    who = {"kind": "ServiceAccount", "name": KEEPER, "namespace": cluster.namespace}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": KEEPER}
+    rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "patch"]}
+    rbac = "rbac.authorization.k8s.io/v1"
+    return [
+        _object("v1", "ServiceAccount", cluster, name=KEEPER, automountServiceAccountToken=False),
+        _object(rbac, "Role", cluster, name=KEEPER, rules=[rule]),
+        _object(rbac, "RoleBinding", cluster, name=KEEPER, roleRef=role, subjects=[who]),
+        _object(
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            cluster,
+            name=KEEPER,
+            spec={"podSelector": own, "policyTypes": ["Ingress"]},
+        ),
+        _object(
+            "apps/v1",
+            "Deployment",
+            cluster,
+            name=KEEPER,
+            spec={
+                "replicas": 1,
+                "revisionHistoryLimit": 3,
+                "selector": own,
+                "template": {"metadata": {"labels": {**_labels(), "app": KEEPER}}, "spec": _keeper_pod(config, image)},
+            },
+        ),
+    ]
+
+
+def _keeper_pod(config: DeploymentConfig, image: str) -> Manifest:
+    program = ["python", "-m", "model_server.deletion_cost"]
+    alive = {"exec": {"command": [*program, "alive"]}, "timeoutSeconds": 10}
+    container = {
+        "name": "keeper",
+        "image": pinned(image),
+        "imagePullPolicy": "IfNotPresent",
+        "command": program,
+        "args": [f"app={NAME}", str(_metrics_port(config))],
+        # 25 MiB, and as much for a probe (measured in a pod, 2026-11-25).
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "200m", "memory": "128Mi"}},
+        "readinessProbe": {**alive, "periodSeconds": 10, "failureThreshold": 3},
+        "livenessProbe": {**alive, "periodSeconds": 60, "failureThreshold": 5},
+        "securityContext": _CONTAINER_SECURITY,
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108  of the container
+    }
+    return {
+        "serviceAccountName": KEEPER,
+        "automountServiceAccountToken": True,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 5,
+        "securityContext": _POD_SECURITY,
+        "containers": [container],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}],
+    }
+
+
 def network_policy(config: DeploymentConfig, cluster: ClusterSettings) -> Manifest:
-    """The API from the cluster, metrics from the monitoring namespace only; out go names and what is configured."""
-    metrics_from = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": cluster.monitoring_namespace}}}
+    """The API from the cluster, metrics for the monitoring namespace and the keeper of costs; out go names and what is
+    configured.
+    """
+    metrics_from: list[Manifest] = [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": cluster.monitoring_namespace}}}
+    ]
+    if keeps_costs(config, cluster):
+        metrics_from.append({"podSelector": {"matchLabels": {"app": KEEPER}}})
     ingress: list[Manifest] = [
         {"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP", "port": config.serving.port}]}
     ]
     if _metrics_port(config) != config.serving.port:
-        ingress.append({"from": [metrics_from], "ports": [{"protocol": "TCP", "port": _metrics_port(config)}]})
+        ingress.append({"from": metrics_from, "ports": [{"protocol": "TCP", "port": _metrics_port(config)}]})
     egress: list[Manifest] = [{"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}]
     outside = {_port(url) for url in (config.serving.otlp_endpoint, config.serving.engine_url) if url}
     outside |= {443} if cluster.weights == "download" else set()

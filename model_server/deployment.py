@@ -40,7 +40,7 @@ class ResourceLimits(RunConfig):
     """CPU time per second, in cores; may be fractional. Threads are its floor."""
     memory_gb: float = Field(ge=0.0625, le=16384, json_schema_extra=REPLACE)
     """Memory of server and engine together, GiB."""
-    disk_gb: float = Field(gt=0, json_schema_extra=REPLACE)
+    disk_gb: float = Field(gt=0, le=1_048_576, json_schema_extra=REPLACE)
     """Model files, logs and temporary files, GiB."""
     gpu_count: int = Field(default=0, ge=0, le=64, json_schema_extra=REPLACE)
     """Whole accelerators."""
@@ -337,6 +337,11 @@ def container_resources(config: DeploymentConfig) -> ContainerResources:
 def memory_limit_bytes(config: DeploymentConfig) -> int:
     """Whole MiB, so that the kernel, Kubernetes and the arithmetic have the same number."""
     return math.floor(config.resource_limits.memory_gb * 1024) * 2**20
+
+
+def disk_limit(gib: float) -> str:
+    """Kubernetes quantity of ``gib``, in whole MiB and never 0, which would be no limit."""
+    return _memory(math.ceil(gib * 1024) * 2**20)
 
 
 def hpa_target(config: DeploymentConfig) -> int:

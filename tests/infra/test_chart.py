@@ -42,6 +42,8 @@ CLUSTERS = [
     {"weights": "image", "autoscaling": "cpu", "monitoring_namespace": "prometheus"},
     {"env": {"MODEL_SERVER_SERVING__LOG_LEVEL": "DEBUG", "MODEL_SERVER_SERVING__MAX_QUEUE": "3"}},
     {"weights_claim": "other", "prometheus_operator": True, "capacity": {"cpu_cores": 99, "memory_gb": 99}},
+    {"weights_claim_gb": 2.5, "weights_storage_class": "fast.ssd", "weights_access": "ReadWriteOnce"},
+    {"deletion_cost": False, "weights_claim_gb": 10},
 ]
 
 
@@ -99,7 +101,8 @@ def _objects(values, kind):
 
 # The normalisation. Of Python's objects: spec.replicas, which Helm leaves to the autoscaler. Of the chart's: the
 # labels app.kubernetes.io/managed-by and helm.sh/chart; the annotations that keep old ConfigMaps (Pulumi deletes them
-# after the new pods are ready, Helm before); the Secret and the test's Pod, which have tests of their own. Of both: the
+# after the new pods are ready, Helm before) and the claim of the weights (the component retains it by an option of the
+# engine); the Secret and the test's Pod, which have tests of their own. Of both: the
 # checksum, which is one of other bytes (see test_the_checksum_...), and the file in the ConfigMap, which is compared as
 # what it says.
 
@@ -107,7 +110,7 @@ def _objects(values, kind):
 def of_python(values):
     config, cluster = described(values)
     found = manifests(config, cluster, values["image"])
-    (server,) = (each for each in found if each["kind"] == "Deployment")
+    server = _server_of(found)
     assert server["spec"].pop("replicas") == config.replicas.min
     return _comparable(found, checksum(config))
 
@@ -119,6 +122,8 @@ def of_chart(values, *words):
         labels = each["metadata"]["labels"]
         assert labels.pop("app.kubernetes.io/managed-by") == "Helm"
         assert labels.pop("helm.sh/chart").startswith("qwen3-inference-")
+        if each["kind"] == "PersistentVolumeClaim":
+            assert each["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         if each["kind"] == "ConfigMap":
             hook = each["metadata"].pop("annotations")
             assert hook == {
@@ -128,9 +133,13 @@ def of_chart(values, *words):
     return _comparable(found, _checksum_of(found))
 
 
+def _server_of(found):
+    (server,) = (each for each in found if (each["kind"], each["metadata"]["name"]) == ("Deployment", NAME))
+    return server
+
+
 def _checksum_of(found):
-    (server,) = (each for each in found if each["kind"] == "Deployment")
-    return server["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+    return _server_of(found)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
 
 
 def _comparable(found, own_checksum):
@@ -239,6 +248,7 @@ def environments(draw):
     bits = draw(st.sampled_from([4, 8, 16]))
     metrics_port = draw(st.none() | st.integers(1, 65535))
     keys_file = draw(st.sampled_from([None, "/run/secrets/api_keys", "/keys/all.txt"]))
+    weights = "download" if download else draw(st.sampled_from(["image", "claim"]))
     values = values_of(
         model_name=draw(names),
         model_version=draw(names),
@@ -249,7 +259,7 @@ def environments(draw):
         resource_limits={
             "cpu_cores": draw(decimals(0.1, 64, 100) | decimals(0.125, 64, 8)),
             "memory_gb": draw(decimals(0.0625, 256, 16) | decimals(0.1, 32, 100)),
-            "disk_gb": draw(decimals(0.01, 5000, 100)),
+            "disk_gb": draw(decimals(0.01, 5000, 100) | st.sampled_from([1e-7, 5e-5, 1_048_576, 999_999.5])),
             "gpu_count": draw(st.integers(0, 8)),
         },
         optimization_settings={
@@ -278,7 +288,11 @@ def environments(draw):
             | st.dictionaries(st.sampled_from(["memory_usage", "high_error_rate"]), decimals(0.01, 100, 100))
         ),
         cluster={
-            "weights": "download" if download else draw(st.sampled_from(["image", "claim"])),
+            "weights": weights,
+            "weights_claim_gb": draw(st.none() | decimals(0.01, 5000, 100)) if weights == "claim" else None,
+            "weights_storage_class": draw(st.sampled_from([None, "fast", "1e3"])),
+            "weights_access": draw(st.sampled_from(["ReadWriteMany", "ReadWriteOnce"])),
+            "deletion_cost": draw(st.booleans()),
             "weights_claim": draw(st.sampled_from(["qwen3-models", "other", "123", "1e3"])),
             "autoscaling": draw(st.sampled_from(["requests", "cpu"])),
             "monitoring_namespace": draw(st.sampled_from(["monitoring", "true", "8"])),
@@ -413,7 +427,7 @@ def test_the_keys_become_the_secret_that_the_pods_mount():
 def test_a_secret_that_is_there_is_mounted_instead():
     values = values_of(existing_secret="vault")
     text = template(values)
-    volumes = _objects(values, "Deployment")[0]["spec"]["template"]["spec"]["volumes"]
+    volumes = _server_of(_objects(values, "Deployment"))["spec"]["template"]["spec"]["volumes"]
 
     assert "kind: Secret" not in text
     assert [volume["secret"]["secretName"] for volume in volumes if "secret" in volume] == ["vault"]
@@ -440,6 +454,7 @@ WRONG_TOGETHER = [
     ({"rollout__steps": []}, "must ascend to 100"),
     ({"model_revision": "0" * 40}, "download is for a hub id with its commit"),
     ({"cluster": {"weights": "download"}}, "download is for a hub id with its commit"),
+    ({"cluster": {"weights": "image", "weights_claim_gb": 1}}, "nothing would mount the claim"),
     ({"cluster": {"env": {"API_KEY": "x"}}}, "cluster.env.API_KEY: only MODEL_SERVER_SECTION__KEY"),
     ({"cluster": {"capacity": {"cpu_cores": 8, "memory_gb": 99}}}, "replicas.max = 3 fits"),
     ({"cluster": {"capacity": {"cpu_cores": 99, "memory_gb": 16}}}, "11 x 4 = 44 GiB of memory"),
@@ -505,6 +520,9 @@ def test_all_that_cannot_be_meant_is_said_at_once():
         ({"alerts": {"low_qps": "x"}}, "/alerts/low_qps"),
         ({"cluster": {"namespace": "qwen3"}}, "namespace"),
         ({"cluster": {"autoscaling": "latency"}}, "/cluster/autoscaling"),
+        ({"cluster": {"weights_claim_gb": 0}}, "/cluster/weights_claim_gb"),
+        ({"cluster": {"weights_storage_class": "Fast"}}, "/cluster/weights_storage_class"),
+        ({"resource_limits__disk_gb": 1_048_577}, "/resource_limits/disk_gb"),
         ({"cluster": {"env": {"MODEL_SERVER_SERVING__PORT": 9}}}, "/cluster/env/MODEL_SERVER_SERVING__PORT"),
         ({"cluster": {"capacity": {"cpu_cores": 8}}}, "memory_gb"),
         ({"replica": 3}, "replica"),
@@ -612,7 +630,7 @@ def test_the_tests_pod_is_restricted_and_gets_no_requests_of_callers():
     (pod,) = _objects(values, "Pod")
     (service, _) = _objects(values, "Service")
     (container,) = pod["spec"]["containers"]
-    (server,) = _objects(values, "Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    (server,) = _server_of(_objects(values, "Deployment"))["spec"]["template"]["spec"]["containers"]
 
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert not service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()

@@ -19,7 +19,7 @@ def config(*overrides):
 
 
 def test_the_component_makes_the_manifests_and_the_secret(render):
-    cluster = ClusterSettings(prometheus_operator=True)
+    cluster = ClusterSettings(prometheus_operator=True, weights_claim_gb=10)
     args = ModelServerArgs(config=config(), cluster=cluster, image=IMAGE, api_keys="one\ntwo\n")
 
     made = render(lambda: ModelServer("qwen3", args))
@@ -37,6 +37,8 @@ def test_the_component_makes_the_manifests_and_the_secret(render):
             each for each in objects[manifest["kind"]] if each["metadata"]["name"] == manifest["metadata"]["name"]
         )
         metadata = dict(found["metadata"])
+        if manifest["kind"] == "PersistentVolumeClaim":
+            assert metadata.pop("annotations") == {"pulumi.com/skipAwait": "true"}
         if manifest["kind"] == "Deployment":
             assert set(metadata.pop("annotations")) == {"pulumi.com/timeoutSeconds"}
         assert metadata == manifest["metadata"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.cluster import ClusterSettings
-from infra.manifests import CONTAINER, NAME, checksum, manifests, pinned, read_cluster
+from infra.manifests import CONTAINER, KEEPER, NAME, checksum, manifests, pinned, read_cluster
 from model_server import deployment
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, ResourceInsufficientError
@@ -43,7 +43,8 @@ def container(config, cluster=CLUSTER):
 CLUSTERS = [
     CLUSTER,
     ClusterSettings(weights="image", autoscaling="cpu", create_namespace=False),
-    ClusterSettings(env={"MODEL_SERVER_SERVING__LOG_LEVEL": "DEBUG"}),
+    ClusterSettings(env={"MODEL_SERVER_SERVING__LOG_LEVEL": "DEBUG"}, deletion_cost=False),
+    ClusterSettings(weights_claim_gb=2.5, weights_storage_class="fast.ssd", weights_access="ReadWriteOnce"),
 ]
 
 
@@ -82,14 +83,21 @@ def test_production_is_what_the_original_design_states():
 
 @pytest.mark.parametrize(("name", "cluster"), list(itertools.product(["production", "staging"], CLUSTERS)))
 def test_every_pod_keeps_the_restricted_standard(name, cluster):
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and more: a read-only root, no
-    token, limits, probes.
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and more: a read-only root,
+    limits, probes, and a token for none but the keeper of costs.
     """
-    pod = server(config(name=name), cluster)["spec"]["template"]["spec"]
+    deployments = [found for found in manifests(config(name=name), cluster, IMAGE) if found["kind"] == "Deployment"]
+    assert len(deployments) == (2 if cluster.deletion_cost else 1)
+    for each in deployments:
+        _is_restricted(each["spec"]["template"]["spec"], whose=each["metadata"]["name"])
+
+
+def _is_restricted(pod, whose):
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod["automountServiceAccountToken"] is False
+    assert pod["serviceAccountName"] == whose
+    assert pod["automountServiceAccountToken"] is (whose == KEEPER)
     assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= {
         "configMap",
         "secret",
@@ -103,19 +111,24 @@ def test_every_pod_keeps_the_restricted_standard(name, cluster):
             "capabilities": {"drop": ["ALL"]},
         }
         assert set(each["resources"]["limits"]) >= {"cpu", "memory"}
-        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= each.keys()
+        assert {"readinessProbe", "livenessProbe"} <= each.keys()
         assert "@sha256:" in each["image"]
 
 
 def test_selectors_meet_the_pods():
     found = by_kind(config(), ClusterSettings())
-    labels = found["Deployment", NAME]["spec"]["template"]["metadata"]["labels"].items()
+    labels = {
+        whose: found["Deployment", whose]["spec"]["template"]["metadata"]["labels"].items() for whose in (NAME, KEEPER)
+    }
 
     for (kind, name), each in found.items():
         spec = each.get("spec", {})
         selector = spec.get("selector", spec.get("podSelector"))
         if selector is not None:
-            assert selector.get("matchLabels", selector).items() <= labels, (kind, name)
+            mine, other = (KEEPER, NAME) if name == KEEPER else (NAME, KEEPER)
+            selected = selector.get("matchLabels", selector).items()
+            assert selected <= labels[mine], (kind, name)
+            assert not selected <= labels[other], (kind, name)
     assert found["HorizontalPodAutoscaler", NAME]["spec"]["scaleTargetRef"]["name"] == NAME
 
 
@@ -189,6 +202,85 @@ def test_keys_are_mounted_as_a_folder_and_stand_nowhere_else():
     assert found["env"] == []
 
 
+# The keeper of deletion costs.
+
+
+def test_the_keeper_may_list_and_patch_pods_of_its_namespace_and_nothing_else():
+    found = by_kind(config())
+
+    assert {kind for kind, _ in found} & {"ClusterRole", "ClusterRoleBinding"} == set()
+    assert found["Role", KEEPER]["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "patch"]}]
+    binding = found["RoleBinding", KEEPER]
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": KEEPER}
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": KEEPER, "namespace": "qwen3"}]
+    assert found["ServiceAccount", KEEPER]["automountServiceAccountToken"] is False  # its pod asks for the token
+
+
+def test_the_keeper_reaches_the_metrics_and_nobody_reaches_the_keeper():
+    found = by_kind(config())
+    rules = found["NetworkPolicy", NAME]["spec"]["ingress"]
+    (metrics,) = (rule for rule in rules if rule["ports"][0]["port"] == 9000)
+    (keeper,) = found["Deployment", KEEPER]["spec"]["template"]["spec"]["containers"]
+
+    assert {"podSelector": {"matchLabels": {"app": KEEPER}}} in metrics["from"]
+    assert keeper["args"] == [f"app={NAME}", "9000"]
+    assert found["NetworkPolicy", KEEPER]["spec"]["policyTypes"] == ["Ingress"]
+    assert "ingress" not in found["NetworkPolicy", KEEPER]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("words", "cluster", "there"),
+    [
+        ([], {}, True),
+        (["replicas.max=3"], {}, False),  # the number never changes
+        ([], {"deletion_cost": False}, False),
+        (["serving.metrics_port=null"], {}, False),  # asks for a key there
+        (["serving.metrics_port=null", "serving.api_keys_file=null"], {}, True),
+    ],
+)
+def test_there_is_a_keeper_where_pods_come_and_go_and_say_what_they_do(words, cluster, there):
+    found = by_kind(config(*words), ClusterSettings.model_validate(cluster))
+
+    assert (("Deployment", KEEPER) in found) == there
+    assert (KEEPER in str(found)) == there
+
+
+# Disk.
+
+
+@pytest.mark.parametrize(
+    ("disk_gb", "quantity"),
+    [
+        ("1e-6", "1Mi"),
+        ("0.5", "512Mi"),
+        ("0.3", "308Mi"),
+        ("20", "20Gi"),
+        ("1e6", "1000000Gi"),
+        ("1048576", "1048576Gi"),
+    ],
+)
+def test_any_disk_is_a_valid_quantity(disk_gb, quantity):
+    """Kubernetes takes an exponent or a suffix, not both; 0 would be no limit."""
+    volumes = server(config(f"resource_limits.disk_gb={disk_gb}"))["spec"]["template"]["spec"]["volumes"]
+    (tmp,) = (volume["emptyDir"]["sizeLimit"] for volume in volumes if volume["name"] == "tmp")
+
+    assert tmp == quantity
+
+
+def test_a_claim_is_made_only_where_its_size_is_given():
+    asked = ClusterSettings(weights_claim="w", weights_claim_gb=1.5, weights_storage_class="fast")
+    claim = by_kind(config(), asked)["PersistentVolumeClaim", "w"]
+    volumes = server(config(), asked)["spec"]["template"]["spec"]["volumes"]
+
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1536Mi"}},
+        "storageClassName": "fast",
+    }
+    assert [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if volume["name"] == "models"] == ["w"]
+    assert {kind for kind, _ in by_kind(config(), CLUSTER)} & {"PersistentVolumeClaim"} == set()
+
+
 @pytest.mark.parametrize("drain", [75, 200])
 def test_nothing_is_killed_that_was_accepted(drain):
     pod = server(config(f"serving.drain_s={drain}"))["spec"]["template"]["spec"]
@@ -235,6 +327,9 @@ def test_what_cannot_run_is_refused_before_anything_changes(words, cluster, said
         ({"env": {"MODEL_SERVER_SERVING__PORT": "9"}}, "follow from the environment"),
         ({"monitoring_namespace": "qwen3"}, "a namespace of its own"),
         ({"autoscaling": "latency"}, "'requests' or 'cpu'"),
+        ({"weights": "image", "weights_claim_gb": 1}, "nothing would mount the claim"),
+        ({"weights_claim_gb": 0}, "weights_claim_gb"),
+        ({"weights_access": "ReadOnlyMany"}, "weights_access"),
     ],
 )
 def test_wrong_settings_of_a_cluster_are_named(raw, said):

@@ -69,6 +69,11 @@ labels:
 {{- if eq (mod . 1024) 0 }}{{ div . 1024 }}Gi{{ else }}{{ . }}Mi{{ end }}
 {{- end }}
 
+{{- /* GiB -> quantity, in whole MiB and never 0, which would be no limit. */}}
+{{- define "qwen3.disk" -}}
+{{- include "qwen3.memory" (mulf . 1024 | ceil | int64) }}
+{{- end }}
+
 {{- /* Requests are half of the limits. */}}
 {{- define "qwen3.resources" -}}
 {{- $limits := .Values.resource_limits }}
@@ -91,6 +96,15 @@ limits:
 {{- if kindIs "invalid" .Values.serving.metrics_port }}{{ int64 .Values.serving.port }}
 {{- else }}{{ int64 .Values.serving.metrics_port }}
 {{- end }}
+{{- end }}
+
+{{- define "qwen3.keeper" -}} qwen3-deletion-cost {{- end }}
+
+{{- /* Whether pods get a deletion cost: where their number changes and /metrics asks for no key. */}}
+{{- define "qwen3.keepsCosts" -}}
+{{- $serving := .Values.serving }}
+{{- $readable := not (and (kindIs "invalid" $serving.metrics_port) $serving.api_keys_file) }}
+{{- if and .Values.cluster.deletion_cost $readable (lt (int64 .Values.replicas.min) (int64 .Values.replicas.max)) }}yes{{ end }}
 {{- end }}
 
 {{- define "qwen3.secret" -}} {{ .Values.existing_secret | default (printf "%s-api-keys" (include "qwen3.name" .)) }} {{- end }}

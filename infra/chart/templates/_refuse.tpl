@@ -58,6 +58,9 @@
 {{- if ne (eq $cluster.weights "download") (not (kindIs "invalid" .Values.model_revision)) }}
   {{- $said = append $said (printf "cluster.weights is %q and model_revision %v: download is for a hub id with its commit, and only for that" $cluster.weights (.Values.model_revision | default "null")) }}
 {{- end }}
+{{- if and (not (kindIs "invalid" $cluster.weights_claim_gb)) (ne $cluster.weights "claim") }}
+  {{- $said = append $said (printf "cluster.weights_claim_gb is %v, but cluster.weights is %q: nothing would mount the claim; set weights to \"claim\", or weights_claim_gb to null" $cluster.weights_claim_gb $cluster.weights) }}
+{{- end }}
 {{- range $name, $_ := $cluster.env }}
   {{- if not (hasPrefix "MODEL_SERVER_" $name) }}
     {{- $said = append $said (printf "cluster.env.%s: only MODEL_SERVER_SECTION__KEY is read, such as MODEL_SERVER_SERVING__LOG_LEVEL" $name) }}
