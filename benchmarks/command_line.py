@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,23 +73,27 @@ def complain(error: Exception, *, as_json: bool) -> int:
     code = error.exit_code if isinstance(error, BenchmarkError) else INVALID if isinstance(error, OSError) else USAGE
     print(f"error: {error}", file=sys.stderr)
     if as_json or code != USAGE:
-        print(json.dumps({"error": str(error), "exit_code": code}, ensure_ascii=False))
+        with while_read():
+            print(json.dumps({"error": str(error), "exit_code": code}, ensure_ascii=False))
     return code
+
+
+@contextlib.contextmanager
+def while_read() -> Iterator[None]:
+    """Print within it: where the reader has left, as ``head`` does, the exit code stays what was found."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_result(summary: dict[str, Any], lang: Language, *, as_json: bool) -> None:
     """What a person wants to know, then one line of JSON."""
-    from benchmarks.texts import say, say_finding, say_meaning
-
-    if not as_json:
-        print(f"\n{say(summary['verdict'], lang)}  {say_meaning(summary, lang)}")
-        if "findings" in summary:
-            for finding in summary["findings"]:
-                print(f"  {say(finding['answer'], lang)}: {say_finding(finding, lang)}")
-        else:
-            _print_figures(summary, lang)
-        print(f"{say('report_at', lang)}: {summary['report']}")
-    print(json.dumps(headline(summary), ensure_ascii=False))
+    with while_read():
+        if not as_json:
+            _print_for_people(summary, lang)
+        print(json.dumps(headline(summary), ensure_ascii=False))
 
 
 def headline(summary: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +118,18 @@ def words_of(words: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"expected {' or '.join(f'{name}=...' for name in allowed)}, got {word!r}")
         found[key] = value
     return found
+
+
+def _print_for_people(summary: dict[str, Any], lang: Language) -> None:
+    from benchmarks.texts import say, say_finding, say_meaning
+
+    print(f"\n{say(summary['verdict'], lang)}  {say_meaning(summary, lang)}")
+    if "findings" in summary:
+        for finding in summary["findings"]:
+            print(f"  {say(finding['answer'], lang)}: {say_finding(finding, lang)}")
+    else:
+        _print_figures(summary, lang)
+    print(f"{say('report_at', lang)}: {summary['report']}")
 
 
 def _print_figures(summary: dict[str, Any], lang: Language) -> None:

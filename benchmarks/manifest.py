@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from benchmarks import fetch
 from benchmarks.calls import Call, digest
 from benchmarks.config import Scenario
-from benchmarks.errors import UsageError
+from benchmarks.errors import ResultsError, UsageError
 from benchmarks.results import read_manifest
 
 PACKAGES = (
@@ -69,9 +69,10 @@ def require_same_workload(a: Path, b: Path) -> None:
         UsageError: They did not; the message names what differs.
         ResultsError: One is not a results folder, or of another version.
     """
-    left, right = (read_manifest(folder)["workload"] for folder in (a, b))
+    left, right = (_workload_of(folder) for folder in (a, b))
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     different = [
-        f"{key} is {left.get(key)!r} in {a.name} and {right.get(key)!r} in {b.name}"
+        f"{key} is {left.get(key)!r} in {names[0]} and {right.get(key)!r} in {names[1]}"
         for key in dict.fromkeys((*left, *right))
         if key != "sha256" and left.get(key) != right.get(key)
     ]
@@ -80,6 +81,13 @@ def require_same_workload(a: Path, b: Path) -> None:
             f"{a} and {b} cannot be compared, they did different work: {'; '.join(different)}: run one of them again "
             "with the settings of the other"
         )
+
+
+def _workload_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] | None = read_manifest(folder).get("workload")
+    if found is None:
+        raise ResultsError(f"{folder} holds comparisons of its own: name one of the folders in it")
+    return found
 
 
 def description_of(url: str, api_key_env: str | None, model: str | None = None) -> dict[str, Any] | None:

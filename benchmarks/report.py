@@ -13,11 +13,12 @@ import pandas as pd
 
 from benchmarks import plots
 from benchmarks.ci import statements
-from benchmarks.command_line import parser, words_of
+from benchmarks.command_line import parser, while_read, words_of
 from benchmarks.config import Language
 from benchmarks.errors import ResultsError, UsageError
 from benchmarks.plots import Plot
-from benchmarks.results import load, measured_records, read_manifest
+from benchmarks.results import load, measured_records, read_manifest, read_summary
+from benchmarks.side_by_side import side_by_side
 from benchmarks.summary import EventGaps, event_gaps, shown_figures
 from benchmarks.texts import TEXTS, say, say_meaning
 
@@ -37,16 +38,29 @@ _TILES = (
 def main(words: Sequence[str]) -> int:
     options = parser(
         "report",
-        "Write report.html into a results folder again, for example in the other language.",
+        "One results folder: write its report.html again, for example in the other language. Several, that did the "
+        "same work: print their figures side by side, with ratios to the first and what else differs.",
         "report runs/latest lang=zh",
+        "report runs/classify-20261123-120000 runs/classify-20261124-120000",
     )
-    options.add_argument("folder", type=Path, help="a results folder")
-    options.add_argument("settings", nargs="*", metavar="lang=en|zh")
+    options.add_argument("words", nargs="+", metavar="FOLDER ... [lang=en|zh]", help="results folders")
     found = options.parse_args(words)
-    lang = words_of(found.settings, ["lang"]).get("lang", "en")
+    # Folders of `tune` are named like settings.
+    settings = [word for word in found.words if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in found.words if word not in settings]
+    lang = cast("Language", words_of(settings, ["lang"]).get("lang", "en"))
     if lang not in get_args(Language):
         raise UsageError(f"report takes lang=en or lang=zh, got lang={lang}")
-    path = write_report(found.folder, cast("Language", lang))
+    if not folders:
+        raise UsageError("report needs a results folder: python -m benchmarks report runs/latest")
+    if len(folders) > 1:
+        text, document = side_by_side(folders, lang)
+        with while_read():
+            if not found.json:
+                print(text)
+            print(json.dumps(document, ensure_ascii=False))
+        return 0
+    path = write_report(folders[0], lang)
     if not found.json:
         print(path)
     print(json.dumps({"report": str(path), "exit_code": 0}))
@@ -90,13 +104,11 @@ def write_report(folder: Path, lang: Language) -> Path:
         ResultsError: Not a results folder, or one of another version.
     """
     manifest = read_manifest(folder)
+    summary = read_summary(folder)
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         samples = pd.read_parquet(folder / "samples.parquet") if (folder / "samples.parquet").exists() else None
     except (OSError, ValueError) as error:
-        raise ResultsError(
-            f"{folder} has no complete results ({error}): go on with python -m benchmarks resume {folder}"
-        ) from error
+        raise ResultsError(f"cannot read {folder / 'samples.parquet'}: {error}") from error
     content = _Content(manifest, summary, lang)
     parquet = folder / "requests.parquet"
     if samples is not None and parquet.exists():

@@ -190,6 +190,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a results folder.
+
+    Raises:
+        ResultsError: It is not there, because the benchmark was killed, or cannot be read.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if not isinstance(summary, dict) or not {"kind", "verdict"} <= summary.keys():
+            raise ValueError("summary.json has no verdict")
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"{folder} has no complete results ({error}): go on with python -m benchmarks resume {folder}"
+        ) from error
+    return summary
+
+
 def check(path: Path, table: pa.Table) -> None:
     """Values that no client writes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,23 +226,36 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1000
 
 
+def sides_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The figures of A and of B, or of the one server."""
+    two = isinstance(summary.get("a"), Mapping) and isinstance(summary.get("b"), Mapping)
+    return [summary["a"], summary["b"]] if two else [summary]
+
+
+def figures_of(
+    sides: Sequence[Mapping[str, Any]], lang: Language
+) -> Iterator[tuple[str, str, str, list[float | None]]]:
+    """Key, name, pattern and the value of each side, of what is worth showing."""
+    own = [key for side in sides for key in side if key in TEXTS and key not in _SHOWN and key != "requests"]
+    for key, (name, pattern) in (_SHOWN | {key: (key, "{:,.4g}") for key in own}).items():
+        values = [side.get(key) for side in sides]
+        if not all(value is None or _is_number(value) for value in values):
+            continue
+        if any(value is not None for value in values) or (key in _ALWAYS and any(key in side for side in sides)):
+            yield key, say(name, lang), pattern, values
+
+
 def shown_figures(summary: Mapping[str, Any], lang: Language) -> tuple[list[str], list[list[str]]]:
     """The figures of a summary as a table: heads (none for one side) and rows of text, the first cell naming it.
 
     Whatever else a verb puts into its summary is shown too, if :data:`TEXTS` has a name for it.
     """
-    two = isinstance(summary.get("a"), Mapping) and isinstance(summary.get("b"), Mapping)
-    sides = [summary["a"], summary["b"]] if two else [summary]
-    own = [key for side in sides for key in side if key in TEXTS and key not in _SHOWN and key != "requests"]
-    shown = _SHOWN | {key: (key, "{:,.4g}") for key in own}
+    sides = sides_of(summary)
+    two = len(sides) > 1
     rows = []
-    for key, (name, pattern) in shown.items():
-        values = [side.get(key) for side in sides]
-        if not all(value is None or _is_number(value) for value in values):
-            continue
-        if any(value is not None for value in values) or (key in _ALWAYS and any(key in side for side in sides)):
-            missing = say("too_few", lang) if key.startswith("p") else "-"
-            rows.append([say(name, lang), *(missing if value is None else pattern.format(value) for value in values)])
+    for key, name, pattern, values in figures_of(sides, lang):
+        missing = say("too_few", lang) if key.startswith("p") else "-"
+        rows.append([name, *(missing if value is None else pattern.format(value) for value in values)])
     quality = summary.get("quality") or {}
     if two and quality.get("labelled_calls"):
         rows.append([say("accuracy", lang), *(f"{quality[f'accuracy_{arm}']:.1%}" for arm in "ab")])

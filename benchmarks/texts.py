@@ -617,6 +617,25 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "This browser cannot unpack the plots; the tables are complete.",
         "zh": "此浏览器无法解压图表；表格是完整的。",
     },
+    # several folders
+    "beside_note": {
+        "en": "They were not measured in turns: what the machine did in between is in these ratios, so there is no "
+        "verdict; for one, use compare or gate.",
+        "zh": "这些结果并非交替测得：比值中也包含期间机器状态的变化，因此不作判定；如需判定请用 compare 或 gate。",
+    },
+    "beside_differs": {"en": "What else differs:", "zh": "其他不同之处："},
+    "beside_same": {
+        "en": "No other difference of machine, software, scenario or server is known.",
+        "zh": "机器、软件、场景与服务器没有已知的其他不同。",
+    },
+    "beside_unfinished": {"en": "(interrupted)", "zh": "（被中断）"},
+    "beside_knee_users": {"en": "knee, users", "zh": "拐点，用户数"},
+    "beside_knee_qps": {"en": "highest throughput, requests per second", "zh": "最大吞吐，每秒请求数"},
+    "beside_capacity_rate_per_s": {"en": "capacity, requests per second", "zh": "容量，每秒请求数"},
+    "beside_capacity_broken_rate_per_s": {
+        "en": "lowest rate that was not kept",
+        "zh": "不满足目标的最低速率",
+    },
     "report_at": {"en": "report", "zh": "报告"},
     "created": {"en": "created {when}", "zh": "生成于 {when}"},
     "reasons": {"en": "Reasons", "zh": "原因"},
