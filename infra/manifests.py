@@ -262,7 +262,7 @@ def pod(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> Manif
         "resources": {"requests": resources.requests, "limits": resources.limits},
         "startupProbe": _probe(times.startup),
         "readinessProbe": _probe(times.readiness),
-        "livenessProbe": _probe(times.liveness),
+        "livenessProbe": {**_probe(times.liveness), "terminationGracePeriodSeconds": times.hung_grace_period_s},
         # The kubelet's own sleep: the image needs no shell for it.
         "lifecycle": {"preStop": {"sleep": {"seconds": times.pre_stop_s}}},
         "securityContext": _CONTAINER_SECURITY,

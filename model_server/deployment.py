@@ -271,6 +271,7 @@ class Timings:
     Attributes:
         pre_stop_s: preStop sleep; 0 where nobody routes by endpoints (HAProxy is told to drain instead).
         termination_grace_period_s: Kubernetes kills after it.
+        hung_grace_period_s: The same after a failed liveness probe: what does not answer will not drain either.
         timeout_stop_s: systemd's TimeoutStopSec.
         timeout_start_s: systemd's TimeoutStartSec; covers 3 tries and the fallback.
         progress_deadline_s: Deployment's progressDeadlineSeconds; longer than the slowest start.
@@ -281,6 +282,7 @@ class Timings:
 
     pre_stop_s: int
     termination_grace_period_s: int
+    hung_grace_period_s: int
     timeout_stop_s: int
     timeout_start_s: int
     progress_deadline_s: int
@@ -300,6 +302,7 @@ def timings(config: DeploymentConfig) -> Timings:
     return Timings(
         pre_stop_s=pre_stop,
         termination_grace_period_s=grace,
+        hung_grace_period_s=pre_stop + _ENGINE_STOP_S,
         timeout_stop_s=grace,
         timeout_start_s=start,
         progress_deadline_s=start + grace,

@@ -290,6 +290,14 @@ def test_nothing_is_killed_that_was_accepted(drain):
     assert pod["terminationGracePeriodSeconds"] > pre_stop + drain
 
 
+def test_what_hangs_is_not_waited_for_as_if_it_drained():
+    """The pod's own grace period would keep a hung server for 90 s after its probe gave it up."""
+    probe = container(config())["livenessProbe"]
+
+    assert probe["terminationGracePeriodSeconds"] == 15
+    assert "terminationGracePeriodSeconds" not in container(config())["readinessProbe"]  # the API server refuses it there
+
+
 # What cannot be meant.
 
 

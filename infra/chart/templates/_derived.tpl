@@ -52,7 +52,7 @@ labels:
 {{- $pre_stop := 5 }}
 {{- $grace := add (addf $pre_stop .Values.serving.drain_s | ceil | int64) 10 }}
 {{- $start := mulf 4 (addf 15 (mulf 15 .Values.resource_limits.memory_gb)) | ceil | int64 }}
-{{- dict "pre_stop" $pre_stop "grace" $grace "start" $start "progress" (add $start $grace) | toJson }}
+{{- dict "pre_stop" $pre_stop "grace" $grace "hung_grace" (add $pre_stop 10) "start" $start "progress" (add $start $grace) | toJson }}
 {{- end }}
 
 {{- /* Cores -> quantity. Half of a thousandth goes to the even neighbour, as Python rounds. */}}
