@@ -295,7 +295,7 @@ def test_what_hangs_is_not_waited_for_as_if_it_drained():
     probe = container(config())["livenessProbe"]
 
     assert probe["terminationGracePeriodSeconds"] == 15
-    assert "terminationGracePeriodSeconds" not in container(config())["readinessProbe"]  # the API server refuses it there
+    assert "terminationGracePeriodSeconds" not in container(config())["readinessProbe"]
 
 
 # What cannot be meant.
