@@ -12,19 +12,19 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pulumi import automation
+import yaml
 
 from infra.image_build import image_name, read_build
+from infra.lease import Lease
 from infra.manifests import manifests, read_cluster
+from infra.site import BusyError, RolloutError, Site, say
 from infra.tracks import CANARY, STABLE, Rollout, Step, read_rollout, steps
 from model_server import capacity, deployment
 from model_server.deployment import DeploymentConfig
@@ -37,81 +37,30 @@ examples:
       bring up the candidate, gate it, shift the traffic, promote it or take it back
   python -m infra.rollout production optimization_settings.max_batch_size=48 --plan
       what would be done, and which shares of traffic the numbers of instances can make; nothing is changed
-  python -m infra.rollout production resume      go on after an interruption
+  python -m infra.rollout production resume      go on after an interruption, also of a kill -9
   python -m infra.rollout production rollback    take the candidate back
   python -m infra.rollout production history     what was rolled out, when, and how it ended
 
+the gate: before any traffic it must say PASS. At each later share it is asked again, and there only FAIL, or a run that
+is invalid twice, takes the candidate back: what passed once is taken back on evidence against it, not for want of
+evidence. Where the candidate has all of the traffic, errors and answers are judged, not speed: the other track is idle.
+
 exit codes: 0 promoted (or rolled back on request); 1 the gate said FAIL, or the candidate did not become ready: it was
-taken back; 2 usage or settings; 3 the gate came to no verdict, 4 its run was invalid: taken back
+taken back; 2 usage or settings, or another rollout is at work: nothing was changed; 3 the gate came to no verdict,
+4 its run was invalid: taken back; 130 stopped by Ctrl-C: `resume` goes on
 """
 VERBS = ("resume", "rollback", "history")
-PROMOTED, FAILED, USAGE = 0, 1, 2
-GATE_WORDS = {0: "PASS", 1: "FAIL", 3: "NO VERDICT", 4: "INVALID"}
-
-
-class RolloutError(DeploymentError):
-    """The cluster did not take a step, or somebody else is at it."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a rollout happens, and what it writes."""
-
-    stack: automation.Stack
-    root: Path
-    environment: Path
-    folder: Path
-
-    def setting(self, name: str) -> Any:
-        """A mapping or list of the stack's configuration; None where there is none."""
-        found = self.text(name)
-        return None if found is None else json.loads(found)
-
-    def text(self, name: str) -> str | None:
-        """A word of the stack's configuration."""
-        found = self.stack.get_all_config().get(f"qwen3-stack:{name}")
-        return None if found is None else str(found.value)
-
-    def set(self, name: str, value: Any) -> None:
-        if value is None:
-            self.stack.remove_config(name)
-        else:
-            text = value.model_dump_json() if isinstance(value, Rollout) else json.dumps(value)
-            self.stack.set_config(name, automation.ConfigValue(text))
-
-    def config(self, *more: str) -> DeploymentConfig:
-        return deployment.load(self.environment, [*(self.setting("overrides") or []), *more])
-
-    def up(self, what: str) -> None:
-        """One ``pulumi up``, to its end.
-
-        Raises:
-            RolloutError: The engine's own words, shortened to what they say is wrong.
-        """
-        say(what)
-        log = (self.folder / "pulumi.log").open("a", encoding="utf-8")
-        with log:
-            try:
-                self.stack.up(on_output=lambda line: print(line, file=log, flush=True), color="never")
-            except automation.CommandError as error:
-                raise RolloutError(f"{what}: {_reason(str(error))}; all of it: {log.name}") from error
-
-    def refresh(self) -> None:
-        """What the cluster has become meanwhile: the autoscaler may have raised the number of instances.
-
-        Raises:
-            RolloutError: The cluster does not answer.
-        """
-        try:
-            self.stack.refresh(on_output=lambda _: None, color="never")
-        except automation.CommandError as error:
-            raise RolloutError(f"the cluster's state cannot be read: {_reason(str(error))}") from error
-
-    def note(self, **what: object) -> None:
-        """A line of the history."""
-        line = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **what}
-        with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
-            history.write(json.dumps(line, ensure_ascii=False) + "\n")
+PROMOTED, FAILED, USAGE, NO_VERDICT, INVALID = 0, 1, 2, 3, 4
+GATE_WORDS = {PROMOTED: "PASS", FAILED: "FAIL", NO_VERDICT: "NO VERDICT", INVALID: "INVALID"}
+GATE_KEY = "QWEN3_GATE_API_KEY"
+"""Variable in which the gate finds one of the stack's keys."""
+INTERRUPTED = 130
+ASKED = {
+    "stable": "gate: must say PASS, or the candidate is taken back",
+    "both": "gate: asked again; FAIL, or an invalid run twice, takes the candidate back",
+    "canary": "gate: asked again about errors and answers; FAIL, or an invalid run twice, takes the candidate back",
+}
+"""By which tracks have traffic."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -129,9 +78,15 @@ def main(argv: Sequence[str]) -> int:
     words = parser.parse_intermixed_args(list(argv))
     try:
         return rollout(words.cwd.absolute(), words.environment, words.words, plan=words.plan)
+    except RolloutError as error:
+        print(f"rollout: {error}", file=sys.stderr)
+        return FAILED
     except DeploymentError as error:
         print(f"rollout: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigurationError) else FAILED
+        return USAGE
+    except KeyboardInterrupt:
+        print("rollout: interrupted: `resume` goes on, `rollback` takes the candidate back", file=sys.stderr)
+        return INTERRUPTED
 
 
 def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
@@ -139,7 +94,8 @@ def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
 
     Raises:
         ConfigurationError: Nothing was changed.
-        RolloutError: The step that failed was taken back where that was possible; the message says so.
+        BusyError: Somebody else is at work.
+        RolloutError: A step failed, and so did taking it back; ``resume`` tries that again.
     """
     os.chdir(root)  # where the paths of an environment begin
     folder = root / "runs" / "rollouts" / name
@@ -150,124 +106,218 @@ def rollout(root: Path, name: str, words: list[str], *, plan: bool) -> int:
     if verb is None and (wrong := [word for word in words if "=" not in word]):
         raise ConfigurationError(f"{wrong[0]!r} is neither key=value nor one of {', '.join(VERBS)}")
     with locked(folder / "lock"):
-        site = Site(_select(root, name), root, root / "environments" / f"{name}.yml", folder)
+        site = Site.open(root, name, folder)
         under_way = read_rollout(site.setting("rollout"))
-        match verb:
-            case "rollback":
-                if under_way is None:
-                    raise ConfigurationError("no rollout is under way; nothing to take back")
-                return take_back(site, under_way, "asked for", code=0)
-            case "resume":
-                if under_way is None:
-                    raise ConfigurationError("no rollout is under way; begin one with key=value words")
-                return go_on(site, under_way)
-            case _:
-                if under_way is not None:
-                    raise ConfigurationError(
-                        f"the rollout {under_way.id} is under way ({' '.join(under_way.overrides)}): "
-                        f"`python -m infra.rollout {name} resume` or `rollback` it first"
-                    )
-        candidate = site.config(*words)
-        changed = deployment.changes(site.config(), candidate)
-        if not changed:
-            raise ConfigurationError(f"{' '.join(words)} is what runs: there is nothing to roll out")
-        capacity.check(candidate)
-        image = candidate.image or site.text("image") or image_name(root, read_build(site.setting("build")))
-        manifests(candidate, read_cluster(site.setting("cluster") or {}, "cluster"), image)  # refuses what cannot run
-        site.refresh()
-        replicas = stable_replicas(site)
-        way = steps(candidate, replicas)
-        show(way, changed)
+        if verb is None:
+            if under_way is not None:
+                raise ConfigurationError(
+                    f"the rollout {under_way.id} is under way ({' '.join(under_way.overrides)}): "
+                    f"`python -m infra.rollout {name} resume` or `rollback` it first"
+                )
+            first = begin(site, words, plan=plan)
+            return PROMOTED if first is None else under_lease(site, first)
+        if under_way is None:
+            raise ConfigurationError(f"no rollout is under way: there is nothing to {verb}; begin one with key=value")
         if plan:
-            return 0
-        begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        first = _state(begun, words, way[0])
-        site.note(id=first.id, event="begun", overrides=words, replicas=replicas)
-        return go_on(site, first)
+            say(f"the rollout {under_way.id} is at its {under_way.phase}; {verb} would go on from there")
+            return PROMOTED
+        return under_lease(site, under_way, verb)
 
 
-def go_on(site: Site, state: Rollout) -> int:
+def begin(site: Site, words: Sequence[str], *, plan: bool) -> Rollout | None:
+    """The first step of a rollout that can be done; None where only the plan was asked for.
+
+    Raises:
+        ConfigurationError: It cannot; the message says why.
+    """
+    promoted: list[str] = site.setting("overrides") or []
+    state = Rollout(
+        id=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
+        overrides=tuple(words),
+        stable=0,
+        canary=1,
+        traffic="stable",
+        before=tuple(promoted),
+    )
+    candidate = site.config(*state.after)
+    changed = deployment.changes(site.config(*state.before), candidate)
+    if not changed:
+        raise ConfigurationError(f"{' '.join(words)} is what runs: there is nothing to roll out")
+    capacity.check(candidate)
+    image = candidate.image or site.text("qwen3-stack:image")
+    image = image or image_name(site.root, read_build(site.setting("build")))
+    manifests(candidate, read_cluster(site.setting("cluster") or {}, "cluster"), image)  # refuses what cannot run
+    site.refresh()
+    replicas = stable_replicas(site)
+    way = steps(candidate, replicas)
+    show(way, changed, candidate)
+    return None if plan else at_step(state, way[0])
+
+
+def under_lease(site: Site, state: Rollout, verb: str | None = None) -> int:
+    """All that changes something; nobody else does so meanwhile."""
+    namespace = read_cluster(site.setting("cluster") or {}, "cluster").namespace
+    lease = Lease(site.kubectl(), namespace, state.id)
+    if verb is None:
+        site.write(state)  # before the Lease: a kill must leave none that nobody can resume
+    try:
+        lease.take()
+    except DeploymentError:
+        if verb is None:
+            site.forget()
+        raise
+    with lease:
+        if verb is None:
+            site.note(id=state.id, event="begun", overrides=state.overrides, replicas=state.stable)
+        else:
+            site.note(id=state.id, event=verb, phase=state.phase)
+            site.refresh()  # an interrupted `up` may have made what the state does not know
+        if verb == "rollback":
+            return take_back(site, lease, state, "asked for", code=PROMOTED)
+        return go_on(site, lease, state)
+
+
+def go_on(site: Site, lease: Lease, state: Rollout) -> int:
     """From ``state``, which the cluster may have reached or not, to the end."""
-    candidate = site.config(*state.overrides)
-    way = steps(candidate, state.stable)
-    left = [step for step in way if (step.canary, step.traffic) == (state.canary, state.traffic)]
-    position = way.index(left[0]) if left else 0
-    for step in way[position:]:
-        state = _state(state.id, state.overrides, step)
+    if state.phase == "removal":
+        return remove(site, lease, state)
+    candidate = site.config(*state.after)
+    for step in steps_left(candidate, state):
+        state = at_step(state, step)
+        site.write(state)
+        lease.check()
         try:
-            site.set("rollout", state)
             site.up(f"{step.canary} of the candidate beside {step.stable}, {step.percent:.0f} % of the traffic")
         except RolloutError as error:
-            return take_back(site, state, str(error), code=FAILED)
+            return take_back(site, lease, state, str(error), code=FAILED)
         site.note(id=state.id, event="step", canary=step.canary, stable=step.stable, percent=round(step.percent, 1))
-        # Once: a gate that an equal candidate passes in 95 of 100 times, asked at three steps, aborts one of seven.
-        if candidate.rollout.gate is not None and step.traffic == "stable":
-            code = gate(site, candidate, state)
-            if code != PROMOTED:
-                return take_back(site, state, f"the gate said {GATE_WORDS.get(code, code)}", code=code)
-    return promote(site, state)
+        code = judge(site, candidate, state)
+        if code != PROMOTED:
+            return take_back(site, lease, state, f"the gate said {GATE_WORDS.get(code, code)}", code=code)
+    return promote(site, lease, state)
+
+
+def steps_left(candidate: DeploymentConfig, state: Rollout) -> list[Step]:
+    """From the one that ``state`` names; none when the stable track is being promoted already."""
+    if state.phase != "share":
+        return []
+    way = steps(candidate, state.stable)
+    here = [at for at, step in enumerate(way) if (step.canary, step.traffic) == (state.canary, state.traffic)]
+    return way[here[0] if here else 0 :]
+
+
+def judge(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
+    """What the gate's answer means at this share: 0 goes on, anything else takes the candidate back with that code.
+
+    A gate that an equal candidate passes in 99 of 100 times, and that must be passed at each of three shares, aborts
+    one of 33. So what has passed before any traffic goes on until there is evidence against it.
+    """
+    if candidate.rollout.gate is None:
+        return PROMOTED
+    code = gate(site, candidate, state)
+    if code not in {PROMOTED, FAILED, NO_VERDICT}:  # an endpoint that was away for a moment
+        code = gate(site, candidate, state)
+    if code == NO_VERDICT and state.traffic != "stable":
+        return PROMOTED
+    return code
 
 
 def gate(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
     """The candidate against the stable track, by their own Services; the gate's exit code."""
     assert candidate.rollout.gate is not None
+    scenario = site.root / candidate.rollout.gate
     addresses = site.stack.outputs()["addresses"].value
-    out = site.folder / state.id / f"gate-{state.traffic}-{state.canary}"
-    command = [sys.executable, "-m", "benchmarks", "gate", str(site.root / candidate.rollout.gate)]
+    name = f"gate-{state.traffic}-{state.canary}"
+    asked = len(list((site.folder / state.id).glob(f"{name}*")))  # an interrupted one has left its folder
+    out = site.folder / state.id / (f"{name}-{asked + 1}" if asked else name)
+    command = [sys.executable, "-m", "benchmarks", "gate", str(scenario)]
     command += [f"a=http://{addresses[STABLE]}", f"b=http://{addresses[CANARY]}", f"out={out}"]
+    command += without_speed(scenario) if state.traffic == "canary" else []
+    environ = dict(os.environ)
+    if candidate.serving.api_keys_file is not None and (keys := site.text("qwen3-stack:api_keys")):
+        environ[GATE_KEY] = keys.split()[0]
+        command.append(f"api_key_env={GATE_KEY}")
+    if setpriv := shutil.which("setpriv"):
+        command = [setpriv, "--pdeathsig", "TERM", *command]  # a gate without its rollout only makes load
     say(f"gate: candidate against stable, results in {out.relative_to(site.root)}")
-    code = subprocess.run(command, cwd=site.root, check=False, stdout=subprocess.DEVNULL).returncode
+    code = subprocess.run(command, cwd=site.root, env=environ, check=False, stdout=subprocess.DEVNULL).returncode
     say(f"gate: {GATE_WORDS.get(code, f'could not run (exit code {code})')}")
-    site.note(id=state.id, event="gate", verdict=GATE_WORDS.get(code, code), canary=state.canary, report=str(out))
+    site.note(
+        id=state.id,
+        event="gate",
+        verdict=GATE_WORDS.get(code, code),
+        traffic=state.traffic,
+        canary=state.canary,
+        report=str(out),
+    )
     return code
 
 
-def promote(site: Site, state: Rollout) -> int:
+def without_speed(scenario: Path) -> list[str]:
+    """Words that leave only errors and answers to be judged: the tracks are not loaded alike."""
+    guards = (yaml.safe_load(scenario.read_text(encoding="utf-8")).get("verdict") or {}).get("guards") or {}
+    kept = {name: margin for name, margin in guards.items() if name == "error_rate"}
+    return ["verdict.margin=0.99", f"verdict.guards={json.dumps(kept)}"]
+
+
+def promote(site: Site, lease: Lease, state: Rollout) -> int:
     """The stable track becomes the candidate, instance by instance, while the candidate still serves."""
-    before = list(site.setting("overrides") or [])
-    keys = {word.partition("=")[0] for word in state.overrides}
-    after = [word for word in before if word.partition("=")[0] not in keys] + list(state.overrides)
-    site.set("overrides", after)
+    state = state.model_copy(update={"phase": "promotion"})
+    site.write(state)
+    lease.check()
     try:
         site.up("promoting: the stable track takes over the candidate's version")
     except RolloutError as error:
-        site.set("overrides", before or None)
-        return take_back(site, state, str(error), code=FAILED)
-    site.note(id=state.id, event="promoted", overrides=list(state.overrides), before=before)
-    site.set("rollout", None)
-    site.up("removing the candidate's track")
+        return take_back(site, lease, state, str(error), code=FAILED)
+    site.note(id=state.id, event="promoted", overrides=list(state.overrides), before=list(state.before))
+    state = state.model_copy(update={"phase": "removal", "code": PROMOTED})
+    site.write(state, overrides=state.after)
+    code = remove(site, lease, state)
     say(
         f"promoted; to keep it, write {' '.join(state.overrides)} into {site.environment.relative_to(site.root)} "
         "and `pulumi config rm overrides`"
     )
-    return PROMOTED
-
-
-def take_back(site: Site, state: Rollout, reason: str, *, code: int) -> int:
-    """All traffic to the stable track, then the candidate's removal: its streams end by themselves."""
-    say(f"taking the candidate back: {reason}")
-    site.note(id=state.id, event="rolled back", reason=reason)
-    site.set("rollout", None)
-    site.up("removing the candidate; the stable track has all the traffic")
     return code
+
+
+def take_back(site: Site, lease: Lease, state: Rollout, why: str, *, code: int) -> int:
+    """All traffic to the stable track, then the candidate's removal: its streams end by themselves."""
+    say(f"taking the candidate back: {why}")
+    site.note(id=state.id, event="rolled back", reason=why)
+    state = state.model_copy(update={"phase": "removal", "code": code})
+    site.write(state, overrides=state.before)
+    return remove(site, lease, state)
+
+
+def remove(site: Site, lease: Lease, state: Rollout) -> int:
+    """The candidate's track goes, whether its version was promoted or not; the code that the rollout ends with."""
+    lease.check()
+    site.up("removing the candidate's track; the stable track has all the traffic")
+    if (why := lease.end()) is not None:
+        raise RolloutError(f"the candidate is removed, but not the rollout's Lease: {why}; `resume` tries that again")
+    site.forget()
+    site.note(id=state.id, event="ended", code=state.code)
+    return state.code
 
 
 def stable_replicas(site: Site) -> int:
     """Instances of the stable track now, which the autoscaler may have raised."""
-    found = site.stack.export_stack().deployment or {}
-    for resource in found.get("resources", []):
+    for resource in site.resources():
         if resource["type"].endswith(":Deployment") and resource["urn"].endswith("::qwen3-inference-deployment"):
-            status = resource.get("outputs", {}).get("status", {})
-            return max(int(status.get("replicas", 0)), site.config().replicas.min)
+            status = resource.get("outputs", {}).get("status") or {}
+            return max(int(status.get("replicas", 0)), site.config(*(site.setting("overrides") or [])).replicas.min)
     raise ConfigurationError("the stack has no deployment yet: `pulumi up` first, then there is something to compare")
 
 
-def show(way: Sequence[Step], changed: Sequence[tuple[str, str]]) -> None:
+def show(way: Sequence[Step], changed: Sequence[tuple[str, str]], candidate: DeploymentConfig) -> None:
+    gated = candidate.rollout.gate is not None
     for path, takes in changed:
         say(f"changes {path} ({takes})")
     for step in way:
         asked = "" if step.traffic != "both" else f" (asked for: {step.asked_percent} %)"
         say(f"step: stable {step.stable}, candidate {step.canary}: {step.percent:.0f} % of the traffic{asked}")
+        if gated:
+            say(f"  {ASKED[step.traffic]}")
     say("then: promotion")
 
 
@@ -277,7 +327,10 @@ def show_history(folder: Path) -> int:
         print("nothing was rolled out here yet")
         return 0
     for text in path.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # half a line: its writer was killed
         rest = ", ".join(f"{key}={value}" for key, value in line.items() if key not in {"at", "id", "event"})
         print(f"{line['at']}  {line['id']}  {line['event']:<12} {rest}")
     return 0
@@ -285,41 +338,17 @@ def show_history(folder: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One rollout of a stack at a time on this machine; between machines Pulumi's own lock of the stack stands."""
+    """One rollout of a stack at a time from this folder; what others do is up to the Lease and Pulumi's own lock."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RolloutError("another rollout of this stack is at work here; wait until it has ended") from None
+            raise BusyError("another rollout of this stack is at work here; wait until it has ended") from None
         yield
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def _state(begun: str, words: Sequence[str], step: Step) -> Rollout:
-    return Rollout(id=begun, overrides=tuple(words), stable=step.stable, canary=step.canary, traffic=step.traffic)
-
-
-def _select(root: Path, name: str) -> automation.Stack:
-    try:
-        return automation.select_stack(stack_name=name, work_dir=str(root))
-    except automation.StackNotFoundError as error:
-        raise ConfigurationError(
-            f"there is no stack {name!r}: `pulumi stack init {name}` and `pulumi up` first"
-        ) from error
-    except automation.CommandError as error:
-        raise ConfigurationError(f"the stack {name!r} cannot be opened: {_reason(str(error))}") from error
-    except FileNotFoundError as error:
-        raise ConfigurationError("the program `pulumi` is not on PATH") from error
-
-
-def _reason(text: str) -> str:
-    """The lines in which the engine says what is wrong."""
-    lines = [line.strip() for line in text.splitlines()]
-    errors = [line for line in lines if line.startswith(("error:", "* ", "warning: [Pod", "- ["))]
-    return " ".join(dict.fromkeys(errors))[:1000] or text.strip()[-500:]
+def at_step(state: Rollout, step: Step) -> Rollout:
+    return state.model_copy(update={"stable": step.stable, "canary": step.canary, "traffic": step.traffic})
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 The state of a rollout is data in the stack's configuration (``rollout``), written before each step, so that a rollout
 that was interrupted anywhere goes on from what the cluster was last told. Traffic follows the numbers of ready
 instances behind the common Service; until the gate has said PASS that Service selects the stable track alone.
+A Service of each track alone is what the gate asks. It keeps a client at one instance, so that one of the stable
+track is compared with one of the candidate, however many there are of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,6 +25,7 @@ CANARY = f"{NAME}-canary"
 STABLE = f"{NAME}-stable"
 """Services of one track alone, by which the gate reaches them."""
 Traffic = Literal["stable", "both", "canary"]
+Phase = Literal["share", "promotion", "removal"]
 
 
 class Rollout(RunConfig):
@@ -37,6 +41,19 @@ class Rollout(RunConfig):
     """Instances of the candidate."""
     traffic: Traffic
     """Which tracks the common Service reaches."""
+    phase: Phase = "share"
+    """share: the candidate stands beside the stable track; promotion: the stable track takes over its version;
+    removal: the candidate goes."""
+    before: tuple[str, ...] = ()
+    """Words of what was promoted earlier, by which the stable track differs from its environment's file."""
+    code: int = 0
+    """Removal: the exit code with which the rollout then ends."""
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Words of the candidate: they replace those of ``before`` that have the same key."""
+        keys = {word.partition("=")[0] for word in self.overrides}
+        return (*(word for word in self.before if word.partition("=")[0] not in keys), *self.overrides)
 
 
 class Step(RunConfig):
@@ -71,6 +88,17 @@ def read_rollout(raw: object) -> Rollout | None:
         return runconfig.validate(Rollout, raw, "the stack's rollout")  # type: ignore[arg-type]
     except runconfig.ConfigError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def versions(rollout: Rollout | None, promoted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """By which words the two tracks differ from their environment's file; None: there is no candidate.
+
+    Args:
+        promoted: What the stack says while there is no rollout.
+    """
+    if rollout is None or rollout.phase == "removal":
+        return tuple(promoted), None
+    return (rollout.after if rollout.phase == "promotion" else rollout.before), rollout.after
 
 
 def steps(config: DeploymentConfig, replicas: int) -> list[Step]:
@@ -115,6 +143,7 @@ def _track_service(cluster: ClusterSettings, name: str) -> Manifest:
     found = service(cluster)
     found["metadata"]["name"] = name
     found["spec"]["selector"] = {"app": NAME, "track": name.removeprefix(f"{NAME}-")}
+    found["spec"]["sessionAffinity"] = "ClientIP"
     return found
 
 

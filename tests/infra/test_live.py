@@ -2,113 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter
-from pathlib import Path
 
-import httpx2 as httpx
 import pytest
-import yaml
-from cluster_fixture import TINY
 from pulumi import automation
-
-from model_server.cache import cache_dir
-
-REPOSITORY = Path(__file__).parents[2]
-KEY = "a-key-of-the-tests"
-STACK = "live"
-# Two instances that end within seconds, so that a rollout of them fits a test.
-ENVIRONMENT = TINY | {
-    "replicas": {"min": 2, "max": 3},
-    "serving": TINY["serving"] | {"request_timeout_s": 20, "drain_s": 25},
-    "rollout": {"strategy": "canary", "steps": [50, 100]},
-}
+from stack_site import KEY, LiveSite, Streams, classify, engine, engine_path
 
 pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(900)]
-
-
-class Site:
-    """A project folder whose programs are the repository's and whose environment is a test's own."""
-
-    def __init__(self, folder, cluster, image, namespace, env):
-        self.folder, self.cluster, self.namespace = folder, cluster, namespace
-        self.env = {**env, "KUBECONFIG": str(cluster.kubeconfig)}
-        (folder / "environments").mkdir(parents=True)
-        (folder / "infra").mkdir()
-        shutil.copy(REPOSITORY / "infra/__main__.py", folder / "infra")
-        for name in ("benchmarks", "data", "models"):
-            (folder / name).symlink_to(REPOSITORY / name)
-        (folder / "Pulumi.yaml").write_text((REPOSITORY / "Pulumi.yaml").read_text())
-        self.write()
-        options = automation.LocalWorkspaceOptions(env_vars=self.env)
-        self.stack = automation.create_or_select_stack(stack_name=STACK, work_dir=str(folder), opts=options)
-        settings = {
-            "image": automation.ConfigValue(image),
-            "api_keys": automation.ConfigValue(KEY, secret=True),
-            "cluster": automation.ConfigValue(
-                json.dumps(
-                    {"namespace": namespace, "create_namespace": False, "weights": "image", "autoscaling": "cpu"}
-                )
-            ),
-        }
-        self.stack.set_all_config(settings)
-
-    def write(self, **serving):
-        environment = ENVIRONMENT | {"serving": ENVIRONMENT["serving"] | serving}
-        (self.folder / f"environments/{STACK}.yml").write_text(yaml.safe_dump(environment))
-
-    def up(self):
-        lines = []
-        found = self.stack.up(on_output=lines.append, color="never")
-        return found.summary.resource_changes, "\n".join(lines)
-
-    def rollout(self, *words):
-        command = [sys.executable, "-m", "infra.rollout", "-C", str(self.folder), STACK, *words]
-        environ = os.environ | self.env
-        done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False, timeout=800)
-        return done.returncode, done.stdout + done.stderr
-
-    def pods(self):
-        """Name -> when its container started."""
-        items = self.cluster.get("pods", "-n", self.namespace, "-l", "app=qwen3-inference")["items"]
-        return {
-            item["metadata"]["name"]: item["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
-            for item in items
-            if "deletionTimestamp" not in item["metadata"]
-        }
-
-    @property
-    def url(self):
-        service = self.cluster.get("service", "qwen3-inference", "-n", self.namespace)
-        return f"http://{service['spec']['clusterIP']}"
-
-
-def engine_path():
-    return os.pathsep.join([str(REPOSITORY / ".venv/bin"), str(cache_dir() / "bin"), os.environ["PATH"]])
-
-
-def engine(folder):
-    """Variables of a Pulumi engine whose state lies in ``folder``; skips where there is none."""
-    path = engine_path()
-    for name in ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes"):
-        if shutil.which(name, path=path) is None:
-            required = "cluster" in os.environ.get("REQUIRE_TIERS", "").split()
-            (pytest.fail if required else pytest.skip)(f"no {name} on PATH: tests/tools/build.sh engine")
-    (folder / "state").mkdir()
-    return {
-        "PATH": path,
-        "PULUMI_BACKEND_URL": f"file://{folder / 'state'}",
-        "PULUMI_CONFIG_PASSPHRASE": "a passphrase of a test",
-        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
-        "PULUMI_HOME": str(folder / "home"),
-        "PULUMI_SKIP_UPDATE_CHECK": "1",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -118,53 +18,7 @@ def site(cluster, server_image, tmp_path_factory):
     with cluster.namespace() as namespace, pytest.MonkeyPatch.context() as patch:
         # The Automation API looks for the engine on the PATH of this process.
         patch.setenv("PATH", engine_path())
-        yield Site(folder / "project", cluster, server_image, namespace, engine(folder))
-
-
-def classify(url, key=KEY):
-    headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/api/v1/classify", json={"text": "宽带断了三天没人来修"}, headers=headers, timeout=20)
-
-
-class Streams:
-    """Streams through the common Service all the time, each some seconds long."""
-
-    def __init__(self, url, at_once=4, tokens=60):
-        self.url, self.tokens = url, tokens
-        self.ends = Counter()
-        self.why = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(at_once)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self):
-        body = {"model": "complaints-tiny", "stream": True, "max_tokens": self.tokens, "ignore_eos": True}
-        body["messages"] = [{"role": "user", "content": "你好"}]
-        headers = {"Authorization": f"Bearer {KEY}"}
-        while not self._stop.is_set():
-            last = ""
-            try:
-                # A connection for each: a kept one would stay with its instance and know nothing of a rollout.
-                with httpx.stream(
-                    "POST", f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30
-                ) as answer:
-                    for line in answer.iter_lines():
-                        last = line or last
-                    end = "whole" if last == "data: [DONE]" else f"{answer.status_code} {last[:200]}"
-            except httpx.HTTPError as error:
-                end = f"{type(error).__name__} {error}"
-            self.ends["whole" if end == "whole" else "cut or refused"] += 1
-            if end != "whole":
-                self.why.append(end)
+        yield LiveSite(folder / "project", cluster, server_image, namespace, engine(folder))
 
 
 def test_from_nothing_to_ready_and_then_nothing_to_do(site):
@@ -196,7 +50,7 @@ def test_what_the_autoscaler_did_is_no_difference_and_what_somebody_did_is(site)
 
 def test_a_hot_change_reaches_the_pods_that_run(site):
     before = site.pods()
-    site.write(rate_limit_per_minute=100_000)
+    site.write(serving={"rate_limit_per_minute": 100_000})
     site.stack.set_config("api_keys", automation.ConfigValue(f"{KEY}\na-new-key", secret=True))
 
     with Streams(site.url, at_once=1) as streams:

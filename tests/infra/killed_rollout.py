@@ -1,0 +1,100 @@
+"""``python killed_rollout.py MOMENT TRACE ARGUMENTS``: a rollout that is killed at one of its moments.
+
+``within up#2`` is the second of that name; ``none`` kills nothing. The name of every moment goes to the file TRACE, one
+a line. The whole process group dies, as at a power cut; with ``alone:`` before the name the rollout alone, which leaves
+behind what it has started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+from infra import rollout
+from infra.lease import Lease
+from infra.site import Site
+
+
+class Killer:
+    def __init__(self, moment: str, trace: str) -> None:
+        self.at, self.alone, self.trace = moment.removeprefix("alone:"), moment.startswith("alone:"), Path(trace)
+        self.seen = Counter()
+
+    def moment(self, name: str) -> None:
+        self.seen[name] += 1
+        name = f"{name}#{self.seen[name]}"
+        with self.trace.open("a") as file:
+            file.write(f"{name}\n")
+        if name == self.at:
+            (os.kill if self.alone else os.killpg)(os.getpid(), signal.SIGKILL)
+
+    def around(self, owner, name: str) -> None:
+        """Before and after each call of a method."""
+        method = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            self.moment(f"before {name}")
+            found = method(*args, **kwargs)
+            self.moment(f"after {name}")
+            return found
+
+        setattr(owner, name, wrapped)
+
+    def within_up(self) -> None:
+        """At the first resource that the engine says it is at."""
+        method = Site._alone
+
+        def wrapped(site, operation):
+            log = site.folder / "pulumi.log"
+            begin, over = log.stat().st_size if log.exists() else 0, threading.Event()
+
+            def watch():
+                while not over.is_set():
+                    text = log.read_bytes()[begin:].decode() if log.exists() else ""
+                    if any(f" {word} (" in text for word in ("creating", "updating", "deleting")):
+                        self.moment("within up")
+                        return
+                    time.sleep(0.02)
+
+            thread = threading.Thread(target=watch)
+            thread.start()
+            try:
+                return method(site, operation)
+            finally:
+                over.set()
+                thread.join()
+
+        Site._alone = wrapped
+
+    def within_gate(self) -> None:
+        run = rollout.subprocess.run
+
+        def wrapped(command, **options):
+            timer = threading.Timer(0.5, lambda: self.moment("within gate"))
+            timer.start()
+            try:
+                return run(command, **options)
+            finally:
+                timer.join()
+
+        rollout.subprocess = SimpleNamespace(run=wrapped, DEVNULL=rollout.subprocess.DEVNULL)
+
+
+def main() -> int:
+    killer = Killer(*sys.argv[1:3])
+    for owner, name in ((Site, "write"), (Site, "up"), (Site, "forget"), (Site, "note"), (Lease, "end")):
+        killer.around(owner, name)
+    killer.around(rollout, "gate")
+    killer.within_up()
+    killer.within_gate()
+    return rollout.main(sys.argv[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
