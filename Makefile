@@ -7,7 +7,7 @@ BIN := .venv/bin
 export QWEN3_STACK_CACHE := $(CACHE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix figures lock clean training-env export-env lmdeploy-env ollama
+.PHONY: help setup demo test check fix figures lock clean training-env export-env lmdeploy-env policy-env ollama
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,7 @@ figures: setup  ## every number of the README, measured here (30 to 60 minutes)
 training-env: $(CACHE)/venvs/training/.ready  ## torch, transformers, peft (6 GB)
 export-env: $(CACHE)/venvs/export/.ready  ## optimum-intel, nncf: prepares OpenVINO models (6 GB)
 lmdeploy-env: $(CACHE)/venvs/lmdeploy/.ready  ## LMDeploy 0.18 (7.4 GB)
+policy-env: $(CACHE)/venvs/policy/.ready  ## checkov and other scanners (0.3 GB)
 
 $(CACHE)/venvs/%/.ready: requirements/%.txt | setup
 	@echo "setting up the $* environment in $(CACHE)/venvs/$* ..." >&2
@@ -50,7 +51,7 @@ $(CACHE)/venvs/%/.ready: requirements/%.txt | setup
 	@touch $@
 
 lock: setup  ## compile requirements/*.txt anew from pyproject.toml
-	@set -e; for name in default server training export lmdeploy; do \
+	@set -e; for name in default server training export lmdeploy policy; do \
 		extras="--extra $$name"; [ $$name = default ] && extras="--extra infra --extra server --extra benchmarks --extra dev"; \
 		[ $$name = server ] && extras="$$extras -c requirements/default.txt"; : "the image holds what the tests ran with"; \
 		$(BIN)/uv pip compile -q pyproject.toml $$extras --universal --python-version 3.11 --generate-hashes \

@@ -239,7 +239,7 @@ def prometheus(settings: LocalSettings, folder: Path) -> Arguments:
             "--storage.tsdb.path=/prometheus",
             "--storage.tsdb.retention.time=15d",
         ],
-        healthcheck=_check_every_10_s("promtool", "check", "healthy"),
+        healthcheck=_check_every_10_s("promtool", "query", "instant", "http://127.0.0.1:9090", "1"),
         wait_timeout=60,
     )
 

@@ -73,6 +73,7 @@ TIERS = {
     "helm": lambda: _binary("helm", "tests/tools/build.sh helm"),
     "cgroup": _cgroup,
     "browser": _browser,
+    "policy": lambda: _environment("policy"),
     "promtool": lambda: _binary("promtool", "apt-get install prometheus"),
     "slow": lambda: None if os.environ.get("SLOW") else "minutes each: SLOW=1 make test",
 }
