@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import runpy
 import subprocess
 import time
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pulumi
 import pytest
+from stack_site import LiveSite, engine, engine_path
 
 from infra.image_build import content_tag
 
@@ -78,6 +80,24 @@ def render():
         loop.close()
 
 
+@pytest.fixture
+def program(render, tmp_path, monkeypatch):
+    """Run infra/__main__.py for an environment and the stack's settings; what it registered."""
+    monkeypatch.chdir(REPOSITORY)  # the program goes there; this brings the test back
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def run(environment, **settings):
+        values = {"environment": f"environments/{environment}.yml"} | settings
+        names = {f"qwen3-stack:{name}": value for name, value in values.items()}
+        pulumi.runtime.set_all_config(names, ["qwen3-stack:api_keys"])
+        try:
+            return render(lambda: runpy.run_path(str(REPOSITORY / "infra/__main__.py")))
+        finally:
+            pulumi.runtime.set_all_config({}, [])
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def base_images():
     """BASE_IMAGE and BUILDER_IMAGE: a site's own from variables of these names, else made from Debian packages."""
@@ -107,6 +127,22 @@ def server_image(base_images):
         build(tag, **base_images, VERSION=version, REVISION=revision.stdout.strip() or "unknown")
         print(f"built {tag} in {time.monotonic() - started:.0f} s")
     return tag
+
+
+@pytest.fixture(scope="module")
+def new_site(cluster, server_image, tmp_path_factory):
+    """Makes stacks, each for a namespace; keywords are the environment's."""
+    cluster.load_image(server_image)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", engine_path())  # the Automation API looks for the engine there
+
+        def make(namespace, **environment):
+            folder = tmp_path_factory.mktemp("site")
+            site = LiveSite(folder / "project", cluster, server_image, namespace, engine(folder))
+            site.write(**environment)
+            return site
+
+        yield make
 
 
 def build(tag, **arguments):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import runpy
 import secrets
 import shlex
 import shutil
@@ -234,24 +233,8 @@ def test_wrong_settings_are_named(raw, said):
 # The whole program ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def program(render, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)  # the program goes there; this brings the test back
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-
-    def run(**settings):
-        values = {f"qwen3-stack:{name}": value for name, value in settings.items()}
-        pulumi.runtime.set_all_config({"qwen3-stack:environment": "environments/local.yml"} | values)
-        try:
-            return render(lambda: runpy.run_path(str(ROOT / "infra/__main__.py")))
-        finally:
-            pulumi.runtime.set_all_config({})
-
-    return run
-
-
 def test_the_stack_starts_the_image_that_it_names(program):
-    made = program(image="qwen3-server:0123456789ab")
+    made = program("local", image="qwen3-server:0123456789ab")
 
     by_type = {each.typ.rsplit(":", 1)[1]: each for each in made}
     assert by_type["RemoteImage"].inputs["name"] == "qwen3-server:0123456789ab"
@@ -260,7 +243,7 @@ def test_the_stack_starts_the_image_that_it_names(program):
 
 
 def test_the_stack_starts_the_image_that_it_builds(program):
-    made = program(build=json.dumps({"base_image": f"debian@sha256:{'b' * 64}"}))
+    made = program("local", build=json.dumps({"base_image": f"debian@sha256:{'b' * 64}"}))
 
     by_type = {each.typ.rsplit(":", 1)[1]: each for each in made}
     assert by_type["Image"].inputs["skipPush"] is True
