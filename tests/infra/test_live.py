@@ -6,19 +6,15 @@ import time
 
 import pytest
 from pulumi import automation
-from stack_site import KEY, LiveSite, Streams, classify, engine, engine_path
+from stack_site import KEY, Streams, classify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def site(cluster, server_image, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    cluster.load_image(server_image)
-    with cluster.namespace() as namespace, pytest.MonkeyPatch.context() as patch:
-        # The Automation API looks for the engine on the PATH of this process.
-        patch.setenv("PATH", engine_path())
-        yield LiveSite(folder / "project", cluster, server_image, namespace, engine(folder))
+def site(cluster, new_site):
+    with cluster.namespace() as namespace:
+        yield new_site(namespace)
 
 
 def test_from_nothing_to_ready_and_then_nothing_to_do(site):

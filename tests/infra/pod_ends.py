@@ -1,0 +1,86 @@
+"""What each pod that ends was doing at that moment, by the API server's events and the pod's own log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from cluster_fixture import tools_env
+
+LEFT_S = 2.0
+PRE_STOP_S = 5.0
+"""The preStop sleep of model_server/deployment.py: SIGTERM comes so long after the deletion."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Of one pod."""
+
+    pod: str
+    at_deletion: int
+    """Streams that began before the pod was deleted and had 2 s or more to go."""
+    at_sigterm: int
+    """Likewise when its process was told to end."""
+
+
+class PodEnds:
+    """Watches a namespace within its context; :meth:`ends` afterwards."""
+
+    def __init__(self, cluster, namespace):
+        self._kubectl = ["kubectl", "--kubeconfig", str(cluster.kubeconfig), "-n", namespace]
+        self._logs = {}
+
+    def __enter__(self):
+        words = ["get", "pods", "-l", "app=qwen3-inference", "--watch", "-o", "json"]
+        self._watch = self._start(*words)
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._watch.terminate()
+        self._thread.join()
+        self._watch.wait()
+
+    def ends(self):
+        """One of each pod that was deleted, once its log is over."""
+        return [self._end(pod, *found) for pod, found in self._logs.items()]
+
+    def _follow(self):
+        decoder, text = json.JSONDecoder(), ""
+        for line in self._watch.stdout:
+            text += line
+            if line != "}\n":  # the end of a whole object, as kubectl indents it
+                continue
+            pod, _ = decoder.raw_decode(text)
+            text = ""
+            name = pod["metadata"]["name"]
+            if "deletionTimestamp" in pod["metadata"] and name not in self._logs:
+                # Into a file: a pipe that nobody reads would hold the log back until its pod is gone.
+                file = tempfile.TemporaryFile("w+")  # noqa: SIM115
+                self._logs[name] = (time.time(), file, self._start("logs", "--follow", name, into=file))
+
+    def _end(self, pod, deleted, file, log):
+        log.wait(timeout=120)
+        file.seek(0)
+        streams = []
+        for line in file:
+            row = json.loads(line) if line.startswith("{") else {}
+            if row.get("event") == "request" and row["endpoint"] == "chat_completions":
+                end = datetime.fromisoformat(row["timestamp"]).timestamp()
+                streams.append((end - row["latency_ms"] / 1000, end))
+
+        def open_at(moment):
+            return sum(begin < moment and end >= moment + LEFT_S for begin, end in streams)
+
+        return End(pod, open_at(deleted), open_at(deleted + PRE_STOP_S))
+
+    def _start(self, *words, into=subprocess.PIPE):
+        return subprocess.Popen(
+            [*self._kubectl, *words], stdout=into, stderr=subprocess.DEVNULL, text=True, env=tools_env()
+        )

@@ -1,0 +1,141 @@
+"""Rollouts on a real cluster with the real image: streams that are open all the time, kills, two at once.
+
+SLOW=1 python -m pytest -s -m slow tests/infra/test_rollout_live.py      prints its tables
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from pod_ends import PodEnds
+from stack_site import Streams, classify
+
+pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(1200)]
+
+KILLED = Path(__file__).with_name("killed_rollout.py")
+NO_DRAIN = """\
+import dataclasses
+import infra.manifests
+
+timings = infra.manifests.timings
+infra.manifests.timings = lambda config: dataclasses.replace(
+    timings(config), pre_stop_s=1, termination_grace_period_s=1
+)
+"""
+"""Before the program: pods are killed a second after their deletion, which no environment can ask for."""
+
+
+@pytest.fixture(scope="module")
+def site(cluster, new_site):
+    with cluster.namespace() as namespace:
+        site = new_site(namespace, rollout={"strategy": "blue-green", "steps": [100]})
+        site.up()
+        yield site
+
+
+def rolled_out_among_streams(site, version, at_once):
+    """Exit code, the streams, how each pod ended."""
+    with (
+        PodEnds(site.cluster, site.namespace) as pods,
+        Streams(site.url, at_once=at_once, tokens=TOKENS) as streams,
+    ):
+        code, said = site.rollout(f"model_version={version}")
+    print(said)
+    return code, streams, pods.ends()
+
+
+TOKENS = 600
+"""Some 8 s on half a core, four at a time."""
+
+
+def assert_nobody_noticed(streams, ends):
+    cut = streams.ends["cut or refused"]
+    print(f"streams: {streams.ends['whole']} whole, {cut} cut or refused {streams.why[:5]}")
+    print("pods that ended, streams with 2 s left at the deletion and at SIGTERM:")
+    print(*(f"  {end.pod} {end.at_deletion} {end.at_sigterm}" for end in ends), sep="\n")
+    assert ends
+    assert all(end.at_deletion >= 1 for end in ends), ends
+    assert cut == 0, streams.why[:5]
+
+
+def test_blue_and_green_change_places_and_no_stream_notices(site, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(site.folder, elsewhere, symlinks=True, ignore=shutil.ignore_patterns("runs"))
+
+    code, streams, ends = rolled_out_among_streams(site, "green", at_once=6)
+
+    assert code == 0
+    assert_nobody_noticed(streams, ends)
+    assert len(ends) == 4, "two stable ones and two of the candidate"
+    assert site.setting("overrides") == ["model_version=green"]
+    assert classify(site.url).status_code == 200
+
+
+def test_another_machine_is_refused_while_a_rollout_lasts(site, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(site.folder, elsewhere, symlinks=True, ignore=shutil.ignore_patterns("runs"))
+    with site.begin("model_version=twice") as first:
+        site.cluster.kubectl(
+            "wait", "--for=create", "lease/qwen3-inference-rollout", "-n", site.namespace, "--timeout=60s"
+        )
+        code, said = site.rollout("model_version=elsewhere", folder=elsewhere)
+        said_first, _ = first.communicate()
+
+    assert (code, first.returncode) == (2, 0), said + said_first
+    assert "is at work" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("moment", ["within up#1", "within up#3", "within up#4"])
+def test_a_kill_in_the_middle_of_an_up_is_gone_on_from(site, tmp_path, moment):
+    version = f"model_version=after-{moment[-1]}"
+    with Streams(site.url, at_once=2, tokens=200) as streams:
+        code, said = site.rollout(version, program=(str(KILLED), moment, str(tmp_path / "trace")))
+        assert code == -signal.SIGKILL, said
+        code, said = site.rollout("resume")
+
+    print(said)
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert streams.ends["cut or refused"] == 0, streams.why[:5]
+    assert site.setting("rollout") is None
+    assert site.setting("overrides") == [version]
+    assert len(site.pods()) == 2
+    with pytest.raises(Exception, match="not found"):
+        site.cluster.get("deployment", "qwen3-inference-canary", "-n", site.namespace)
+    assert set(site.up()[0]) == {"same"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_of_a_thousand_streams_none_is_cut_or_refused(site):
+    whole, ends, rollouts = 0, [], 0
+    while whole < 1000:
+        rollouts += 1
+        code, streams, found = rolled_out_among_streams(site, f"round-{rollouts}", at_once=12)
+        assert code == 0
+        assert_nobody_noticed(streams, found)
+        whole, ends = whole + streams.ends["whole"], ends + found
+
+    open_at = sum(end.at_deletion for end in ends), sum(end.at_sigterm for end in ends)
+    print(f"{rollouts} rollouts: {whole} streams whole, 0 cut or refused; {len(ends)} pods ended, each with a stream")
+    print("that had 2 s left; such streams in all: {} at deletions, {} at SIGTERMs".format(*open_at))
+
+
+@pytest.mark.slow
+def test_without_a_drain_the_same_test_fails(cluster, new_site):
+    with cluster.namespace() as namespace:
+        site = new_site(namespace, rollout={"strategy": "blue-green", "steps": [100]})
+        program = site.folder / "infra/__main__.py"
+        text = program.read_text()
+        program.write_text(text.replace("import pulumi\n", f"import pulumi\n{NO_DRAIN}", 1))
+        site.up()
+
+        code, streams, ends = rolled_out_among_streams(site, "hasty", at_once=6)
+
+        assert code == 0
+        with pytest.raises(AssertionError):
+            assert_nobody_noticed(streams, ends)
+        assert streams.ends["cut or refused"] > 0
