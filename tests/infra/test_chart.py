@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from infra import chart_schema
 from infra.cluster import ClusterSettings
-from infra.manifests import KEYS, NAME, checksum, manifests
+from infra.manifests import KEEPER, KEYS, NAME, checksum, manifests
 from model_server.cache import cache_dir
 from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, ResourceInsufficientError
@@ -201,6 +201,23 @@ def test_the_chart_makes_the_same_objects(name, cluster):
     values = values_of(name, cluster=cluster)
 
     assert of_chart(values) == of_python(values)
+
+
+@pytest.mark.helm
+@pytest.mark.parametrize(
+    ("changes", "there"),
+    [
+        ({"replicas__max": 4}, True),
+        ({"replicas__max": 3}, False),
+        ({"serving__metrics_port": None}, False),
+        ({"serving__metrics_port": None, "serving__api_keys_file": None}, True),
+    ],
+)
+def test_the_keeper_of_costs_is_there_where_python_has_it(changes, there):
+    found = of_chart(values_of(**changes))
+
+    assert (f"Deployment/{KEEPER}" in found) == there
+    assert found == of_python(values_of(**changes))
 
 
 @pytest.mark.helm
