@@ -108,7 +108,6 @@ class Project:
             env=self.env | variables,
             check=False,
             timeout=240,
-            input=None,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.returncode, done.stdout + done.stderr
@@ -126,7 +125,7 @@ class Project:
             assert code != 0, output
             assert "Traceback" not in output, output
             assert self.objects() == []
-            said.append(output)
+            said.append(output.partition("Diagnostics:")[2])  # before it, progress repeats first lines
         return said
 
     def objects(self):

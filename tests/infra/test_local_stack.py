@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
+import re
 import secrets
 import shlex
 import shutil
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pulumi
+import pulumi_docker as docker_args
 import pytest
 import yaml
 
@@ -92,6 +95,25 @@ def test_every_container_is_limited_unprivileged_and_reached_from_this_machine_a
         assert box["healthcheck"]["tests"][0] == "CMD"
         assert box["stopTimeout"] == box["destroyGraceSeconds"] > 0
         assert {mount["readOnly"] for mount in box["mounts"] if mount["type"] == "bind"} == {True}
+
+
+def test_the_provider_knows_every_word(made):
+    """Below an argument dictionaries go through unchecked: a misspelled key would be dropped."""
+    known = {
+        "healthcheck": docker_args.ContainerHealthcheckArgs,
+        "mounts": docker_args.ContainerMountArgs,
+        "ports": docker_args.ContainerPortArgs,
+        "networksAdvanced": docker_args.ContainerNetworksAdvancedArgs,
+        "capabilities": docker_args.ContainerCapabilitiesArgs,
+    }
+    boxes, _ = made(*KEYS, keys=KEY)
+    for box in boxes.values():
+        for name, kind in known.items():
+            words = [
+                re.sub("_(.)", lambda found: found[1].upper(), word) for word in inspect.signature(kind).parameters
+            ]
+            for each in box[name] if isinstance(box[name], list) else [box[name]]:
+                assert each.keys() <= set(words), name
 
 
 @pytest.mark.parametrize(
