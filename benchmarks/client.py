@@ -647,7 +647,11 @@ class Control:
 
     def __init__(self) -> None:
         self.load: Load | None = None
+        self.under_way = False
+        """A run is."""
         self.on_stop: Callable[[], object] = self._stop_load
+        self.abandon: Callable[[], object] = lambda: None
+        """Leave in the middle of a run."""
         self.lines: gevent.queue.Queue = gevent.queue.Queue()
 
     def listen(self) -> None:
@@ -656,7 +660,8 @@ class Control:
                 self.on_stop()
             else:
                 self.lines.put(line)
-        self.on_stop()
+        if self.under_way:
+            self.abandon()
         self.lines.put(None)
 
     def _stop_load(self) -> None:
@@ -681,6 +686,16 @@ def main() -> None:
             journal.flush()
             emit({"event": "progress", "requests": ended, "failed": failed})
 
+        def abandon() -> None:
+            """Whoever asked for the run is gone. What it would still write, a benchmark that goes on in this folder
+            would take for its own.
+            """
+            journal.flush()
+            control.on_stop()
+            gevent.sleep(0)  # workers are told before the connection to them ends
+            os._exit(1)
+
+        control.abandon = abandon
         perform: Callable[[Run], dict[str, Any]]
         if scenario.workers + scenario.remote_workers > 1:
             from benchmarks.workers import Crew
@@ -700,7 +715,9 @@ def main() -> None:
 
         emit({"event": "ready", "pid": os.getpid()})
         while (line := control.lines.get()) is not None:
+            control.under_way = True
             found = perform(Run(**json.loads(line)))
+            control.under_way = False
             journal.flush()
             emit({"event": "done", **found})
 

@@ -148,7 +148,7 @@ def compare_in_looks(
         "stopped": "interrupted" if stopped else progress.stopped,
         "pairs": progress.pairs,
         "budget_s": looks.budget_s,
-        "seconds": time.monotonic() - started,
+        "seconds": time.monotonic() - started + session.earlier_s,
     }
     return session.conclude(summary, stopped=stopped)
 
@@ -172,6 +172,10 @@ def _check(scenario: Scenario) -> None:
                     f"at a constant rate {metric} is what the schedule makes it: set verdict.primary to a latency, for "
                     "example latency_p50, or users instead of rate_per_s"
                 )
+    wanted = (rules.primary, *rules.guards, *rules.limits.model_dump(exclude_none=True))
+    of_streams = [name for name in wanted if name.startswith(("ttft", "tpot"))]
+    if of_streams and not scenario.dialect.endswith("_stream"):
+        raise UsageError(f"{of_streams[0]} needs a dialect that streams, not {scenario.dialect}")
     if "goodput" in rules.guards and rules.limits == Limits():
         raise UsageError("verdict.guards.goodput needs verdict.limits.latency_ms, .ttft_ms or .tpot_ms")
 
@@ -187,7 +191,7 @@ def _run_pairs(
     longest = 0.0
     while progress.pairs < looks.last:
         begun = time.monotonic()
-        if looks.budget_s is not None and begun - started + longest > looks.budget_s:
+        if looks.budget_s is not None and begun - started + session.earlier_s + longest > looks.budget_s:
             progress.stopped = "budget"
             return
         pair = progress.pairs + progress.set_aside
@@ -204,7 +208,8 @@ def _run_pairs(
             display.expect(display.steps + 2)
             continue
         progress.pairs += 1
-        longest = max(longest, time.monotonic() - begun)
+        # Runs of before a break took no time now.
+        longest = max(longest, time.monotonic() - begun, sum(run["ended_s"] - run["started_s"] for run in both))
         level = looks.levels.get(progress.pairs)
         if level is not None and progress.pairs < looks.last:
             found = evaluate(scenario, session.records(), None, session.runs, complete=True, level=level)

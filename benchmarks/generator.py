@@ -30,10 +30,15 @@ class Generator:
     """A process that sends load. One per benchmark, so that its start-up is not part of any run.
 
     It has a process group of its own: Ctrl-C reaches this side only, which then ends the run in order.
+
+    Args:
+        lock: Is held open by it too, as long as it may write.
     """
 
-    def __init__(self, scenario: Scenario, *, origin: float, journal: Path, log: Path) -> None:
-        self._log = log
+    def __init__(
+        self, scenario: Scenario, *, origin: float, journal: Path, log: Path, lock: IO[bytes] | None = None
+    ) -> None:
+        self._log, self._lock = log, lock
         self._plan = Plan(
             origin=origin,
             journal=str(journal.absolute()),
@@ -54,6 +59,7 @@ class Generator:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                pass_fds=() if self._lock is None else (self._lock.fileno(),),
             )
         self.pid = self._process.pid
         assert self._process.stdout is not None

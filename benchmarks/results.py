@@ -198,12 +198,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        if not isinstance(summary, dict) or not {"kind", "verdict"} <= summary.keys():
-            raise ValueError("summary.json has no verdict")
     except (OSError, ValueError) as error:
         raise ResultsError(
             f"{folder} has no complete results ({error}): go on with python -m benchmarks resume {folder}"
         ) from error
+    if not isinstance(summary, dict) or not {"kind", "verdict"} <= summary.keys():
+        raise ResultsError(f"{folder / 'summary.json'} is not a benchmark's summary")
     return summary
 
 

@@ -49,6 +49,8 @@ from benchmarks.summary import event_gaps
 
 FULL_BYTES = 65_536
 """A disk with less than this left is full: no journal goes on with it."""
+LEAVING_S = 2.0
+"""The load generator of a benchmark that was killed is gone by then."""
 _resumed: ContextVar[Path | None] = ContextVar("_resumed", default=None)
 
 
@@ -102,6 +104,8 @@ class Session:
         self._next_run = 0
         self._broken_off: set[int] = set()
         self._to_come: list[dict[str, Any]] = []
+        self.earlier_s = 0.0
+        """What the runs took that are answered for by an earlier attempt."""
         self._machine, self._software = manifest.machine(), manifest.software()
         self._workload = manifest.workload(scenario, self.calls)
         self.created_at = datetime.now(UTC)
@@ -116,7 +120,11 @@ class Session:
         self.origin = time.perf_counter() - (datetime.now(UTC) - self.created_at).total_seconds()
         self._sampler = Sampler(self.origin, scenario.sample_interval_s, sources, journal=self.folder / "samples.jsonl")
         self._generator = Generator(
-            scenario, origin=self.origin, journal=self._journal.path, log=self.folder / "generator.log"
+            scenario,
+            origin=self.origin,
+            journal=self._journal.path,
+            log=self.folder / "generator.log",
+            lock=self._lock,
         )
 
     def __enter__(self) -> Self:
@@ -156,6 +164,7 @@ class Session:
                 )
             found["set_aside"] = False
             self.runs.append(found)
+            self.earlier_s += found["ended_s"] - found["started_s"]
             self.display.tick(found["requests"], found["failed"])
             if not self._to_come:
                 self._warm_up_again()
@@ -471,12 +480,19 @@ def _locked(folder: Path) -> IO[bytes]:
     import fcntl
 
     file = (folder / ".lock").open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UsageError(f"{folder} is being written by a benchmark that still runs: wait for it, or end it") from None
-    return file
+    end = time.monotonic() + LEAVING_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            file.close()
+            raise UsageError(
+                f"{folder} is being written by a benchmark that still runs: wait for it, or end it"
+            ) from None
+        return file
 
 
 def _goodput(measured: pd.DataFrame, scenario: Scenario) -> dict[str, Any]:

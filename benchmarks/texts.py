@@ -209,6 +209,14 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "速度：并非每次运行都能得出{metric}：每次至少需要 {needed} 个成功请求，最少的一次只有 {fewest} 个。请"
         "延长每次运行。",
     },
+    "speed_unknown": {
+        "en": "Speed: {metric} is not known for every run of at least two pairs.",
+        "zh": "速度：至少需要两对，且每次运行都能得出{metric}。",
+    },
+    "guard_unknown": {
+        "en": "Guarded: {metric} is not known for every run of at least two pairs.",
+        "zh": "附加指标：至少需要两对，且每次运行都能得出{metric}。",
+    },
     "guard_kept": {
         "en": "Guarded: {metric} is not more than {margin:.0%} worse: {gain:.3f} times as good as A ("
         "{confidence:.0%} interval {low:.3f} to {high:.3f}).",

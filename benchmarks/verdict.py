@@ -56,7 +56,7 @@ def judge_speed(comparison: PairedComparison | None, rules: VerdictRules, fewest
         fewest: Successful requests of the run that had the fewest, for the sentence.
     """
     if comparison is None:
-        return Finding("speed", "NO VERDICT", "speed_missing", _missing(rules.primary, fewest))
+        return _missing("speed", rules.primary, fewest)
     values = _gain(comparison, rules.primary, rules.margin)
     low, high = values["low"], values["high"]
     answer: Answer = "PASS" if low > 1 - rules.margin else "FAIL" if high < 1 - rules.margin else "NO VERDICT"
@@ -89,7 +89,7 @@ def judge_guards(
         if name == "error_rate" or name == "goodput":  # noqa: PLR1714  narrows the type
             found.append(_judge_loss(name, losses.get(name), margin))
         elif name not in ratios:
-            found.append(Finding("guard", "NO VERDICT", "guard_missing", _missing(name, fewest)))
+            found.append(_missing("guard", name, fewest))
         else:
             values = _gain(ratios[name], name, margin)
             broken = worse[name] <= level / 2
@@ -204,10 +204,12 @@ def _judge_drop(name: Literal["accuracy", "macro_f1"], quality: dict[str, Any], 
     return Finding(name, answer, f"{name}_{_word(answer)}", values | {"low": low, "high": high, "limit": limit})
 
 
-def _missing(metric: Metric, fewest: int) -> dict[str, Any]:
+def _missing(rule: Literal["speed", "guard"], metric: Metric, fewest: int) -> Finding:
+    """Too few requests in a run; where there were enough, fewer than two pairs or answers without this figure."""
     _, _, statistic = metric.partition("_p")
     needed = minimum_samples(float(statistic)) if statistic.isdigit() else 1
-    return {"metric": metric, "needed": needed, "fewest": fewest}
+    what = "missing" if fewest < needed else "unknown"
+    return Finding(rule, "NO VERDICT", f"{rule}_{what}", {"metric": metric, "needed": needed, "fewest": fewest})
 
 
 def _within(low: float, high: float, limit: float) -> Answer:

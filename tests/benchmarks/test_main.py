@@ -133,6 +133,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path):
         (("run", classify, url, "calls=empty.jsonl"), 2, "holds no call"),
         (("compare", classify, "calls=empty.jsonl", f"a={server.url}", f"b={server.url}"), 2, "holds no call"),
         (("compare", latency, "a=http://127.0.0.1:1"), 2, "two servers are needed"),
+        (("compare", classify, "verdict.primary=ttft_p50"), 2, "ttft_p50 needs a dialect that streams, not classify"),
         (("report", "nowhere"), 2, "not a results folder"),
         (("report", "full", "lang=fr"), 2, "lang=en or lang=zh"),
     ]
