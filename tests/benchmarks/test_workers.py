@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -25,9 +26,9 @@ CALLS = [f"第 {number} 通 #{number % 3}" for number in range(7)]
 
 
 @contextmanager
-def _generator(folder, **settings):
+def _generator(folder, origin=None, **settings):
     folder.mkdir(exist_ok=True)
-    origin = time.perf_counter()
+    origin = time.perf_counter() if origin is None else origin
     scenario = Scenario.model_validate({"texts": CALLS, "users": 1, "requests": 1, "seed": 3} | settings)
     with Generator(scenario, origin=origin, journal=folder / "requests.jsonl", log=folder / "log") as generator:
         yield generator
@@ -91,8 +92,57 @@ def test_a_worker_on_another_host_joins_by_its_own_command(server, tmp_path):
         worker.wait()
 
 
+# A worker as on another machine: booted at another time, with a clock of another zero that gains 10 ms a second.
+ELSEWHERE = """
+import pathlib, sys, time
+real, read = time.perf_counter, pathlib.Path.read_text
+time.perf_counter = lambda: 1000 + 1.01 * real()
+pathlib.Path.read_text = lambda path, *a, **k: "other" if path.name == "boot_id" else read(path, *a, **k)
+sys.argv[1:] = ["127.0.0.1", sys.argv[1]]
+import runpy
+runpy.run_module("benchmarks.workers", run_name="__main__")
+"""
+
+
+def test_a_clock_that_runs_off_is_related_anew_before_each_run(server, tmp_path):
+    """Expected: when the server, on the master's clock, had the requests. Related once, it would be 30 ms off."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    command = [sys.executable, "-c", ELSEWHERE, str(port)]
+    worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    origin = time.perf_counter()
+    try:
+        settings = {"texts": [f"{number} #x" for number in range(20)], "workers": 1, "remote_workers": 1}
+        with _generator(tmp_path, origin, **settings, workers_listen=f"127.0.0.1:{port}") as generator:
+            for number in range(2):
+                since = len(server.log())
+                said = generator.run(
+                    Run(run=number, arm="a", pair=0, phase="measure", url=server.url, users=2, requests=20)
+                )
+                time.sleep(3 if number == 0 else 0)
+    finally:
+        worker.kill()
+        worker.wait()
+
+    records = _records(tmp_path)
+    arrived = {entry["prompt"]: entry["arrived"] - origin for entry in server.log(since)}
+    assert len(arrived) == 20
+    for share in (0, 1):
+        own = records[(records["run"] == 1) & (records["number"] % 2 == share)]
+        texts = [f"{int(call.removeprefix('text-')) - 1} #x" for call in own["call"]]
+        marks = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+        away = [arrived[mark] - sent for mark, sent in zip(marks, own["sent_s"], strict=True)]
+        assert len(away) == 10
+        assert abs(np.median(away)) < 0.008
+    assert sorted(part["clock_error_s"] > 0 for part in said["workers"]) == [False, True]
+    assert max(part["clock_error_s"] for part in said["workers"]) < 0.02
+
+
 def test_a_worker_that_dies_ends_the_run_with_its_name(server, tmp_path):
-    with pytest.raises(InvalidRunError, match=r"worker .* was not heard of"), _generator(tmp_path, workers=2) as made:
+    with (
+        pytest.raises(InvalidRunError, match="worker on this machine ended with -9"),
+        _generator(tmp_path, workers=2) as made,
+    ):
         victim = next(child for child in psutil.Process(made.pid).children() if "benchmarks.workers" in child.cmdline())
         os.kill(victim.pid, signal.SIGKILL)
         made.run(Run(run=0, arm="a", pair=0, phase="measure", url=server.url, users=4, duration_s=30))
