@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from benchmarks.deployments import SERVER_VARIABLES, Command, deployed, model_se
 from benchmarks.errors import DeploymentFailedError, InterruptedRunError, UsageError
 from benchmarks.progress import Display
 from benchmarks.records import Arm
+from benchmarks.report import write_report
 from benchmarks.results import RESULTS_VERSION
 from benchmarks.session import Side, point_to_latest, results_folder, resuming, write_json
-from benchmarks.summary import HIGHER_IS_BETTER
+from benchmarks.summary import HIGHER_IS_BETTER, shown_candidates
 from benchmarks.texts import say, say_finding
 from benchmarks.verdict import EXIT_CODES, Answer
 from runconfig import read_yaml
@@ -158,7 +159,8 @@ def measure_variant(
             summary = _serve_and_compare(scenario, folder, reference, candidate, variant.name, display, command)
         except _CandidateFailedError as error:
             return refused(variant, str(error))
-    return result_of(variant, summary, min_gain, scenario.lang)
+    # As it is named now: a folder that is resumed may have been begun by a relative path.
+    return replace(result_of(variant, summary, min_gain, scenario.lang), folder=str(folder))
 
 
 def refused(variant: Variant, reason: str) -> Result:
@@ -255,17 +257,20 @@ def results(scenario: Scenario, environment: Path | None, kind: str, display: Di
 
 
 class Keeper:
-    """Writes ``manifest.json``, ``summary.json`` and ``report.md`` of a folder of comparisons."""
+    """Writes ``manifest.json``, ``summary.json``, ``report.md`` and ``report.html`` of a folder of comparisons."""
 
     def __init__(self, scenario: Scenario, environment: Path, raw: dict[str, Any], kind: str, folder: Path) -> None:
         self.scenario, self.environment, self.raw, self.kind, self.folder = scenario, environment, raw, kind, folder
         self.reference = folder / "reference.yml"
+        self.settings: Mapping[str, Any] = raw.get(SETTINGS) or {}
+        """The reference's."""
         self.results: list[Result] = []
         self.conclusion: list[dict[str, Any]] = []
         """Findings that come before the single results."""
         self.more: dict[str, Any] = {}
         self.verdict: Answer = "NO VERDICT"
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._machine, self._software = manifest.machine(), manifest.software()
 
     def keep(self, result: Result) -> Result:
         self.results.append(result)
@@ -282,10 +287,11 @@ class Keeper:
             "complete": complete,
             "environment": str(self.environment),
             "findings": [*self.conclusion, *(result.finding() for result in self.results)],
+            "reference": dict(self.settings),
             "results": [asdict(result) for result in self.results],
             **self.more,
             "folder": str(self.folder),
-            "report": str(self.folder / "report.md"),
+            "report": str(self.folder / "report.html"),
         }
 
     def write(self, *, complete: bool) -> None:
@@ -300,44 +306,25 @@ class Keeper:
                 "complete": complete,
                 "command": manifest.command_line(),
                 "scenario": self.scenario.model_dump(mode="json"),
-                "machine": manifest.machine(),
-                "software": manifest.software(),
+                "machine": self._machine,
+                "software": self._software,
             },
         )
         write_json(self.folder / "summary.json", summary)
         text = table(summary, self.results, self.scenario.lang)
         (self.folder / "report.md").write_text(text, encoding="utf-8")
+        write_report(self.folder, self.scenario.lang)
 
 
 def table(summary: Mapping[str, Any], results: Sequence[Result], lang: Language) -> str:
     """The results in Markdown."""
-
-    def both(values: tuple[float | None, float | None], pattern: str) -> str:
-        if None in values:
-            return "-"
-        return " → ".join(pattern.format(value) for value in values)
-
-    heads = ("candidate_name", "metric", "candidate_gain", "candidate_interval", "pairs", "rate", "server_memory")
-    names = [say(head, lang) for head in (*heads, "accuracy", "agreement", "verdict")]
+    heads, rows = shown_candidates([asdict(result) for result in results], lang)
     lines = [f"# {say('title_' + summary['kind'], lang)}", "", f"`{summary['environment']}`", ""]
     if not summary["complete"]:
         lines += [say("unfinished", lang), ""]
     lines += [f"- {say(found['answer'], lang)}: {say_finding(found, lang)}" for found in summary["findings"]]
-    lines += ["", f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
-    for found in results:
-        cells = [
-            f"`{found.name}`",
-            "-" if found.metric is None else say(found.metric, lang),
-            "-" if found.gain is None else f"{found.gain:.3f}",
-            "-" if found.low is None else f"{found.low:.3f} - {found.high:.3f}",
-            str(found.pairs),
-            both(found.qps, "{:,.1f}"),
-            both(found.memory_mb, "{:,.0f} MiB"),
-            both(found.accuracy, "{:.1%}"),
-            "-" if found.agreement is None else f"{found.agreement:.1%}",
-            say(found.answer, lang),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    lines += [f"| {' | '.join([f'`{name}`', *cells])} |" for name, *cells in rows]
     return "\n".join(lines) + "\n"
 
 

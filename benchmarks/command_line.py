@@ -98,7 +98,7 @@ def print_result(summary: dict[str, Any], lang: Language, *, as_json: bool) -> N
 
 def headline(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary without its long tables."""
-    dropped = {"runs", "findings", "cells", "series", "server_metrics"}
+    dropped = {"runs", "findings", "cells", "series", "server_metrics", "results", "reference"}
     short = {key: value for key, value in summary.items() if key not in dropped}
     if "quality" in short:
         short["quality"] = {key: value for key, value in short["quality"].items() if not isinstance(value, dict | list)}

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from benchmarks.calls import calls_of
 from benchmarks.candidates import (
+    SETTINGS,
     Keeper,
     Variant,
     environment_parser,
@@ -36,8 +37,8 @@ CONFIG = Path(__file__).parent / "configs" / "optimisations.yml"
 ALL = "all_together"
 DESCRIPTION = """\
 Measure what each optimisation of an environment brings: a server with none of them (reference) against one with each
-alone, in turns, each under the scenario that would show it, and against all together. Writes RESULTS/report.md with
-ratio, interval, memory and quality of each, and a full report of every comparison. Ends with 0 when all could be
+alone, in turns, each under the scenario that would show it, and against all together. Writes RESULTS/report.html
+and summary.json with ratio, interval, memory and quality of each, and a full report of every comparison. Ends with 0 when all could be
 measured, whatever they bring; a setting without gain is a result.
 
 common keys: reference.max_batch_size=1, optimisations.NAME.settings.KEY=VALUE, all_together=false, pairs, users,
@@ -101,6 +102,7 @@ def optimisations(
     with results(scenario, scenario.environment, "optimisations", display) as keeper:
         plain = vary(keeper.raw, Variant("reference", scenario.reference))
         write_environment(keeper.reference, plain)
+        keeper.settings = plain[SETTINGS]
         reason = refusal(keeper.reference)
         if reason is not None:
             raise UsageError(f"the reference, {scenario.environment} with the settings of `reference`: {reason}")

@@ -128,6 +128,38 @@ def metrics_forest(summary: dict[str, Any], lang: Language) -> Plot | None:
     }
 
 
+def candidates_forest(results: list[dict[str, Any]], labels: list[str], min_gain: float, lang: Language) -> Plot | None:
+    """How many times as good as the reference each candidate is, with its interval; None where none was measured.
+
+    Args:
+        labels: Of ``results``, each another.
+        min_gain: So much better, as a share, is worth a change.
+    """
+    measured = [(label, found) for label, found in zip(labels, results, strict=True) if found["low"] is not None]
+    if not measured:
+        return None
+    traces = []
+    span = [0.95, 1.05]
+    for label, found in measured:
+        low, high = found["low"], found["high"]
+        span = [min(span[0], low), max(span[1], high)]
+        traces.append(
+            _trace(
+                *("points", [found["gain"]], [label], ANSWERS.get(found["answer"], MACHINE)),
+                error=[[low, high]], size=11, symbol="diamond", width=3,
+                hover=f"{found['name']}: {{x}} ({low:.3f} - {high:.3f}), {say(found['metric'], lang)}",
+            )
+        )  # fmt: skip
+    return {
+        "height": 80 + 34 * len(measured),
+        "x": {"title": say("candidate_gain", lang), "log": True, "range": _padded(span)},
+        "rows": [{"categories": [label for label, _ in measured]}],
+        "traces": traces,
+        "lines": [{"x": 1}],
+        "bands": [{"from": 1, "to": 1 + min_gain}] if min_gain else [],
+    }
+
+
 def cdf(records: pd.DataFrame, column: str, names: dict[str, str], lang: Language) -> Plot | None:
     """Share of successful requests for which ``column`` (seconds) was at most so long; None where none has it."""
     curves: dict[str, tuple[Any, Any]] = {}

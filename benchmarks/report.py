@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -19,8 +20,8 @@ from benchmarks.errors import ResultsError, UsageError
 from benchmarks.plots import Plot
 from benchmarks.results import load, measured_records, read_manifest, read_summary
 from benchmarks.side_by_side import side_by_side
-from benchmarks.summary import EventGaps, event_gaps, shown_figures
-from benchmarks.texts import TEXTS, say, say_meaning
+from benchmarks.summary import EventGaps, event_gaps, shown_candidates, shown_figures
+from benchmarks.texts import TEXTS, say, say_finding, say_meaning
 
 _HERE = Path(__file__).parent
 # Lower is better for all tiles but these.
@@ -74,6 +75,7 @@ class _Content:
     manifest: Mapping[str, Any]
     summary: dict[str, Any]
     lang: Language
+    folder: Path
     records: pd.DataFrame | None = None
     samples: pd.DataFrame | None = None
     gaps: dict[str, EventGaps] = field(default_factory=dict)
@@ -109,10 +111,10 @@ def write_report(folder: Path, lang: Language) -> Path:
         samples = pd.read_parquet(folder / "samples.parquet") if (folder / "samples.parquet").exists() else None
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {folder / 'samples.parquet'}: {error}") from error
-    content = _Content(manifest, summary, lang)
+    content = _Content(manifest, summary, lang, folder)
     parquet = folder / "requests.parquet"
     if samples is not None and parquet.exists():
-        content = _Content(manifest, summary, lang, load(folder, ["call"]), samples)
+        content = _Content(manifest, summary, lang, folder, load(folder, ["call"]), samples)
         measured = content.measured
         assert measured is not None
         runs = {arm: measured.loc[measured["arm"] == arm, "run"].unique().tolist() for arm in content.names}
@@ -129,8 +131,9 @@ def render(content: _Content) -> str:
     body = [
         _head(content),
         _tiles(content),
-        _card(say("figures", lang), _table_of_figures(content)),
+        _table_of_figures(content),
         _plots(figures, content),
+        _candidates(content),
         _cells(summary, lang),
         _confusion((summary.get("quality") or {}).get("confusion"), lang),
         _slowest(content.measured, lang, sides=content.compared),
@@ -151,7 +154,7 @@ def _head(content: _Content) -> str:
     findings = "".join(
         f'<li class="{_css(answer)}">{html.escape(text)}</li>'
         for rule, answer, text in statements(summary, lang)
-        if rule != "verdict"
+        if rule not in {"verdict", "candidate"}
     )
     about = f"{manifest['name']} · {say('created', lang, when=manifest['created_at'])}"
     broken = [
@@ -219,6 +222,10 @@ def _figures(content: _Content) -> dict[str, Plot]:
             found["throughput"] = plots.runs_in_order(summary["runs"], names, lang)
         cpus = content.manifest["machine"]["cpus"]
         found["timeline"] = plots.timeline(content.records, content.samples, names, cpus, lang)
+    if candidates := summary.get("results"):
+        labels = [f"{number} {found['name']}" for number, found in enumerate(candidates, 1)]
+        min_gain = content.manifest["scenario"].get("min_gain", 0.0)
+        found[f"{summary['kind']}_forest"] = plots.candidates_forest(candidates, labels, min_gain, lang)
     if "f1_a" in quality:
         found["f1"] = plots.f1_bars(quality, names)
     return {name: figure for name, figure in found.items() if figure is not None}
@@ -233,7 +240,7 @@ def _plots(figures: Mapping[str, Plot], content: _Content) -> str:
     parts: list[str] = []
     waiting: str | None = None
     for name, figure in figures.items():
-        if name in {"forest", "metrics_forest", "timeline", "series"}:
+        if name.endswith("forest") or name in {"timeline", "series"}:
             if waiting is not None:
                 parts.append(_plot(waiting, figures[waiting], content.lang, wide=True, **values.get(waiting, {})))
                 waiting = None
@@ -258,7 +265,70 @@ def _plot(name: str, figure: Plot, lang: Language, *, wide: bool = False, **valu
 
 def _table_of_figures(content: _Content) -> str:
     heads, rows = shown_figures(content.summary, content.lang)
-    return _table(heads, [[html.escape(cell) for cell in row] for row in rows])
+    if not rows:
+        return ""
+    return _card(say("figures", content.lang), _table(heads, [[html.escape(cell) for cell in row] for row in rows]))
+
+
+def _candidates(content: _Content) -> str:
+    """What was measured against the reference, what was refused and why, and which settings each had."""
+    summary, lang = content.summary, content.lang
+    results: list[dict[str, Any]] = summary.get("results") or []
+    if not results:
+        return ""
+    heads, rows = shown_candidates(results, lang)
+    cells = []
+    for number, (found, (name, metric, *rest, verdict)) in enumerate(zip(results, rows, strict=True), 1):
+        folder = None if found["folder"] is None else Path(found["folder"]).relative_to(summary["folder"])
+        stage = "" if folder is None or len(folder.parts) < 2 else f" <small>{html.escape(folder.parts[0])}</small>"
+        shown = _link(content, None if folder is None else folder / "report.html", name)
+        answer = f'<span class="answer {_css(found["answer"])}">{html.escape(verdict)}</span>'
+        named = [f'<span class="tried">{shown}{stage}</span>', f'<span class="metric">{html.escape(metric)}</span>']
+        cells.append([str(number), *named, *(html.escape(cell) for cell in rest), answer])
+    note = f'<p class="note">{html.escape(say("candidates_note", lang))}</p>'
+    reasons = "".join(
+        f'<li class="{_css(found["answer"])}">{html.escape(say_finding(found, lang))}</li>'
+        for found in results
+        if found["values"].get("reason")
+    )
+    parts = [_card(say("candidates", lang), note + _table(["", *heads], cells))]
+    if reasons:
+        parts.append(_card(say("candidates_refused", lang), f'<ul class="findings">{reasons}</ul>'))
+    return "\n".join([*parts, _settings_tried(content, results)])
+
+
+def _settings_tried(content: _Content, results: Sequence[Mapping[str, Any]]) -> str:
+    """Settings that vary, of the reference and of each candidate; what is as in the reference is grey."""
+    reference, lang = content.summary["reference"], content.lang
+    tried = {found["name"]: found["settings"] for found in results}
+    keys = list(dict.fromkeys(key for settings in tried.values() for key in settings))
+    rows = [
+        [
+            _link(content, Path("reference.yml"), say("reference", lang)),
+            *(html.escape(_setting(reference.get(key))) for key in keys),
+        ]
+    ]
+    for name, settings in tried.items():
+        cells = [f'<span class="tried">{_link(content, Path("candidates") / f"{name}.yml", name)}</span>']
+        for key in keys:
+            value = html.escape(_setting(settings.get(key, reference.get(key))))
+            same = settings.get(key, reference.get(key)) == reference.get(key)
+            cells.append(f'<span class="dim">{value}</span>' if same else f"<strong>{value}</strong>")
+        rows.append(cells)
+    use = ""
+    if content.summary.get("environment_file"):
+        text = html.escape(say("environment_to_use", lang))
+        use = f'<p class="note">{text} {_link(content, Path("environment.yml"), "environment.yml")}</p>'
+    heads = [say("candidate_name", lang), *keys]
+    return _card(say("settings_tried", lang), use + _table(heads, rows))
+
+
+def _link(content: _Content, path: Path | None, name: str) -> str:
+    """``name``, which leads to ``path`` where the results folder holds it."""
+    text = f"<code>{html.escape(name)}</code>"
+    if path is None or not (content.folder / path).exists():
+        return text
+    return f'<a href="{quote(path.as_posix())}">{text}</a>'
 
 
 def _cells(summary: Mapping[str, Any], lang: Language) -> str:

@@ -265,5 +265,32 @@ def shown_figures(summary: Mapping[str, Any], lang: Language) -> tuple[list[str]
     return [say("figure", lang), say("running_now", lang), say("candidate", lang)] if two else [], rows
 
 
+def shown_candidates(results: Sequence[Mapping[str, Any]], lang: Language) -> tuple[list[str], list[list[str]]]:
+    """Candidates that were measured against one reference as a table: heads, and rows of text; figures of both sides
+    are those of the reference, then the candidate's.
+    """
+
+    def both(values: Sequence[float | None], pattern: str) -> str:
+        return "-" if None in values else " → ".join(pattern.format(value) for value in values)
+
+    heads = ("candidate_name", "metric", "candidate_gain", "candidate_interval", "pairs", "rate", "server_memory")
+    rows = [
+        [
+            found["name"],
+            "-" if found["metric"] is None else say(found["metric"], lang),
+            "-" if found["gain"] is None else f"{found['gain']:.3f}",
+            "-" if found["low"] is None else f"{found['low']:.3f} - {found['high']:.3f}",
+            str(found["pairs"]),
+            both(found["qps"], "{:,.1f}"),
+            both(found["memory_mb"], "{:,.0f} MiB"),
+            both(found["accuracy"], "{:.1%}"),
+            "-" if found["agreement"] is None else f"{found['agreement']:.1%}",
+            say("refused" if found["key"] == "candidate_refused" else found["answer"], lang),
+        ]
+        for found in results
+    ]
+    return [say(head, lang) for head in (*heads, "accuracy", "agreement", "verdict")], rows
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

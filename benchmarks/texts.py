@@ -180,6 +180,32 @@ TEXTS: dict[str, dict[Language, str]] = {
     "metric": {"en": "metric", "zh": "指标"},
     "pairs": {"en": "pairs", "zh": "对数"},
     "verdict": {"en": "verdict", "zh": "结论"},
+    "tune_forest": {"en": "Candidates against the reference", "zh": "候选设置与参照的比较"},
+    "tune_forest_note": {
+        "en": "Each bar is the interval of how many times as good a candidate is, over pairs of runs in turns with the "
+        "reference. Green: better, and answers as good. Red: slower or worse. Amber: open. Grey: gains too small for a "
+        "change. The best of several looks better than it is, so fresh pairs (decision) have the last word.",
+        "zh": "每条横线为候选设置相对参照的倍数区间，由与参照交替进行的成对运行得出。绿色：更快且回答同样好；红色："
+        "更慢或更差；橙色：未定。灰色：收益太小，不值得更改。多个候选中的最佳者看起来会偏好，因此由全新的对照（decision）最后决定。",
+    },
+    "optimisations_forest": {"en": "Each optimisation against the reference", "zh": "每项优化与参照的比较"},
+    "optimisations_forest_note": {
+        "en": "Each bar is the interval of how many times as good the environment is with this optimisation, over "
+        "pairs of runs in turns with the reference, which has none. Green: better, and answers as good. Red: slower or "
+        "worse. Amber: open.",
+        "zh": "每条横线为启用该项优化后相对参照（不启用任何优化）的倍数区间，由与参照交替进行的成对运行得出。绿色："
+        "更快且回答同样好；红色：更慢或更差；橙色：未定。",
+    },
+    "candidates": {"en": "Every comparison", "zh": "各次比较"},
+    "candidates_note": {
+        "en": "A name leads to the comparison's own report. Where there are two figures, the first is the reference's.",
+        "zh": "点击名称可查看该次比较的报告。两个数字中前者为参照。",
+    },
+    "candidates_refused": {"en": "Refused, worse or open, and why", "zh": "被拒绝、更差或未定的原因"},
+    "refused": {"en": "refused", "zh": "被拒绝"},
+    "settings_tried": {"en": "Settings", "zh": "设置一览"},
+    "reference": {"en": "reference", "zh": "参照"},
+    "environment_to_use": {"en": "The environment to use:", "zh": "建议采用的环境："},
     # findings
     "speed_faster": {
         "en": "Speed: B is faster, {gain:.3f} times A by {metric} "

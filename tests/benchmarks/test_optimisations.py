@@ -67,11 +67,12 @@ def test_each_optimisation_is_measured_against_the_environment_without_any(measu
     assert (reference["max_batch_size"], reference["kv_cache_bits"]) == (1, 16)
     candidate = yaml.safe_load(Path("r/candidates/batching.yml").read_text(encoding="utf-8"))["optimization_settings"]
     assert candidate == reference | {"max_batch_size": 16}
-    report = Path(summary["report"]).read_text(encoding="utf-8")
+    report = Path("r/report.md").read_text(encoding="utf-8")
     rows = [line for line in report.splitlines() if line.startswith("| `")]
     assert len(rows) == 2
     assert "MiB" in rows[0]
     assert (Path("r/batching/report.html")).exists()
+    assert 'href="batching/report.html"' in Path(summary["report"]).read_text(encoding="utf-8")
 
 
 def test_an_optimisation_brings_the_scenario_that_shows_it():

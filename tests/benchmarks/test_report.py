@@ -7,14 +7,17 @@ import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.candidates import Keeper, Result, Variant, refused
 from benchmarks.config import Scenario
 from benchmarks.figures.analysis import synthetic
 from benchmarks.report import differing, write_report
 from benchmarks.results import load
+from benchmarks.tune import TuneScenario
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -146,6 +149,54 @@ def test_a_report_says_what_is_missing(compared, tmp_path, change, said):
     assert said in write_report(folder, "en").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """A folder of comparisons as ``tune`` leaves it: a winner, one that is worse, one that was refused."""
+    folder = tmp_path_factory.mktemp("tuned")
+    scenario = TuneScenario.model_validate({"texts": ["t"], "users": 1, "requests": 1, "space": {"kv_cache_bits": [8]}})
+    raw = {"optimization_settings": {"max_batch_size": 1, "kv_cache_bits": 16}}
+    keeper = Keeper(scenario, Path("environments/<mine>.yml"), raw, "tune", folder)
+    many = {"max_batch_size": 16, "kv_cache_bits": 8, "enable_prefix_caching": True}
+    keeper.keep(refused(Variant("max_batch_size=5000", {"max_batch_size": 5000}), "Input should be <= 1024"))
+    for name, settings, answer, key, gain in (
+        ("max_batch_size=16", {"max_batch_size": 16}, "PASS", "candidate_faster", 1.5),
+        (",".join(f"{key}={value}" for key, value in many.items()), many, "FAIL", "candidate_worse", 2.25),
+        ("kv_cache_bits=8", {"kv_cache_bits": 8}, "NO VERDICT", "candidate_same", 1.01),
+    ):
+        (folder / "round-1" / name).mkdir(parents=True)
+        (folder / "round-1" / name / "report.html").write_text("", encoding="utf-8")
+        values = {"name": name, "metric": "qps", "gain": gain, "low": gain - 0.1, "high": gain + 0.1, "pairs": 3}
+        values["reason"] = "answers <differ>" if answer == "FAIL" else ""
+        keeper.keep(
+            Result(
+                name, settings, answer, key, values, str(folder / "round-1" / name), "qps", gain,
+                low=gain - 0.1, high=gain + 0.1, pairs=3, qps=(100.0, 100 * gain), memory_mb=(57.0, 58.0), accuracy=(0.9, 0.8), agreement=0.85,
+            )
+        )  # fmt: skip
+    keeper.write(complete=True)
+    return folder
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_candidates_are_shown_against_the_reference_with_what_was_refused_and_why(tuned, lang):
+    text = write_report(tuned, lang).read_text(encoding="utf-8")
+
+    [forest] = data_of(text).values()
+    assert [trace["x"] for trace in forest["traces"]] == [[1.5], [2.25], [1.01]]
+    assert forest["traces"][0]["error"] == [[pytest.approx(1.4), pytest.approx(1.6)]]
+    assert len({trace["colour"] for trace in forest["traces"]}) == 3
+    assert forest["bands"] == [{"from": 1, "to": 1.02}]
+    links = re.findall(r'href="(?!data:)([^"]+)"', text)
+    assert len(links) == 3
+    assert all((tuned / unquote(link)).is_file() for link in links)
+    assert "max_batch_size=5000" in text
+    assert {"en": "refused", "zh": "被拒绝"}[lang] in text
+    assert "answers &lt;differ&gt;" in text
+    assert "<strong>16</strong>" in text
+    assert "Input should be &lt;= 1024" in text
+    assert 'src="' not in text
+
+
 WATCH = """
 window.long = [];
 new PerformanceObserver((list) => { for (const entry of list.getEntries()) window.long.push(entry.duration); })
@@ -177,10 +228,11 @@ def opened(report, width):
 @pytest.mark.browser
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_report_draws_and_fits_offline_in_a_browser(compared, width, lang):
+@pytest.mark.parametrize(("kind", "plots"), [("compared", 6), ("tuned", 1)])
+def test_the_report_draws_and_fits_offline_in_a_browser(request, kind, plots, width, lang):
     """On a phone nothing may be wider than the screen, and no label may stick out of its plot."""
-    with opened(write_report(compared, lang), width) as (page, errors):
-        assert page.locator(".plot svg").count() == 6
+    with opened(write_report(request.getfixturevalue(kind), lang), width) as (page, errors):
+        assert page.locator(".plot svg").count() == plots
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
         clipped = page.evaluate(
             """[...document.querySelectorAll(".plot svg")].flatMap((svg) => {

@@ -88,7 +88,12 @@ def test_a_planted_winner_is_found_and_written_with_its_evidence(tuned, environm
     assert "Use max_batch_size=16" in header
     assert "5 fresh pairs" in header
     assert "max_batch_size=5000: refused" in header
-    assert "`max_batch_size=16`" in Path(summary["report"]).read_text(encoding="utf-8")
+    assert "`max_batch_size=16`" in Path("r/report.md").read_text(encoding="utf-8")
+
+    report = Path(summary["report"]).read_text(encoding="utf-8")
+    assert 'href="decision/max_batch_size%3D16/report.html"' in report
+    assert 'href="environment.yml"' in report
+    assert json.loads(Path("r/summary.json").read_text(encoding="utf-8"))["results"][0]["key"] == "candidate_refused"
 
     # Resumed, it answers from what is there and starts nothing.
     with resuming(Path("r")):
