@@ -37,9 +37,9 @@ CONFIG = Path(__file__).parent / "configs" / "optimisations.yml"
 ALL = "all_together"
 DESCRIPTION = """\
 Measure what each optimisation of an environment brings: a server with none of them (reference) against one with each
-alone, in turns, each under the scenario that would show it, and against all together. Writes RESULTS/report.html
-and summary.json with ratio, interval, memory and quality of each, and a full report of every comparison. Ends with 0 when all could be
-measured, whatever they bring; a setting without gain is a result.
+alone, in turns, each under the scenario that would show it, and against all together. Writes RESULTS/report.html and
+summary.json with ratio, interval, memory and quality of each, and a full report of every comparison. Ends with 0 when
+all could be measured, whatever they bring; a setting without gain is a result.
 
 common keys: reference.max_batch_size=1, optimisations.NAME.settings.KEY=VALUE, all_together=false, pairs, users,
 duration_s, verdict.primary, out, lang=en|zh

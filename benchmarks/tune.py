@@ -46,7 +46,8 @@ DESCRIPTION = """\
 Search the optimisation_settings of an environment: start a server for each candidate and one for the reference,
 measure them in turns, drop losers early, and let fresh pairs decide whether the best replaces the reference. What
 `model_server check` refuses is skipped with its reason. Writes RESULTS/environment.yml, the environment to use, with
-the evidence above it, RESULTS/report.html and summary.json. Ends with 0 when the search was carried through, whatever it found.
+the evidence above it, RESULTS/report.html and summary.json. Ends with 0 when the search was carried through, whatever
+it found.
 
 common keys: space.max_batch_size=[1,16], prepared.4=DIRECTORY, verdict.primary=qps|latency_p50|..., users, calls,
 pairs, screen_pairs, min_gain=0.02, max_candidates=16, out, lang=en|zh

@@ -169,8 +169,9 @@ def tuned(tmp_path_factory) -> Path:
         values["reason"] = "answers <differ>" if answer == "FAIL" else ""
         keeper.keep(
             Result(
-                name, settings, answer, key, values, str(folder / "round-1" / name), "qps", gain,
-                low=gain - 0.1, high=gain + 0.1, pairs=3, qps=(100.0, 100 * gain), memory_mb=(57.0, 58.0), accuracy=(0.9, 0.8), agreement=0.85,
+                *(name, settings, answer, key, values, str(folder / "round-1" / name), "qps", gain),
+                low=gain - 0.1, high=gain + 0.1, pairs=3, qps=(100.0, 100 * gain), memory_mb=(57.0, 58.0),
+                accuracy=(0.9, 0.8), agreement=0.85,
             )
         )  # fmt: skip
     keeper.write(complete=True)
