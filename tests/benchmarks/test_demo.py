@@ -113,7 +113,7 @@ def test_an_interrupted_demo_stops_its_servers_and_keeps_what_it_has(demo, tmp_p
     process = subprocess.Popen(demo("pairs=50", "out=mine"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = Path("mine/requests.jsonl")
     end = time.monotonic() + 60
-    while time.monotonic() < end and not (journal.exists() and '"phase": "measure"' in journal.read_text()):
+    while time.monotonic() < end and not (journal.exists() and b'"phase":"measure"' in journal.read_bytes()):
         time.sleep(0.1)
 
     process.send_signal(number)

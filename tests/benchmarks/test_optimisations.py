@@ -131,7 +131,7 @@ def test_a_setting_that_the_server_refuses_is_said_in_one_line(environment):
 def test_the_embedded_model_is_faster_with_all_of_them(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
-    code = main(["environments/local.yml", "pairs=8", f"out={tmp_path / 'r'}"])
+    code = main(["environments/local.yml", "pairs=4", f"out={tmp_path / 'r'}"])
 
     summary = yaml.safe_load((tmp_path / "r/summary.json").read_text(encoding="utf-8"))
     found = {result["name"]: result for result in summary["results"]}
