@@ -36,7 +36,7 @@ def parser(verb: str, description: str, *examples: str) -> argparse.ArgumentPars
         epilog=f"examples:\n{lines}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--json", action="store_true", help="print the JSON line only")
+    found.add_argument("--json", action="store_true", help="print one JSON object only (piped, it is the last line)")
     found.add_argument("--quiet", action="store_true", help="show no progress")
     return found
 
@@ -89,17 +89,20 @@ def while_read() -> Iterator[None]:
 
 
 def print_result(summary: dict[str, Any], lang: Language, *, as_json: bool) -> None:
-    """What a person wants to know, then one line of JSON."""
+    """What a person wants to know; then, for a program that reads it, one line of JSON."""
     with while_read():
         if not as_json:
             _print_for_people(summary, lang)
-        print(json.dumps(headline(summary), ensure_ascii=False))
+        if as_json or not sys.stdout.isatty():
+            print(json.dumps(headline(summary), ensure_ascii=False))
 
 
 def headline(summary: dict[str, Any]) -> dict[str, Any]:
     """The summary without its long tables."""
-    dropped = {"runs", "findings", "cells", "series", "server_metrics", "results", "reference"}
+    dropped = {"runs", "findings", "cells", "series", "server_metrics", "results", "reference", "pair_intervals"}
     short = {key: value for key, value in summary.items() if key not in dropped}
+    for side in short.keys() & {"a", "b"}:
+        short[side] = {key: value for key, value in short[side].items() if key != "server_metrics"}
     if "quality" in short:
         short["quality"] = {key: value for key, value in short["quality"].items() if not isinstance(value, dict | list)}
     return short

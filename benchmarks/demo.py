@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, command: Command = model_server
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object only (piped, it is the last line)")
     options = parser.parse_args(arguments)
     try:
         with asked_to_stop():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -184,3 +188,22 @@ def test_a_pair_in_which_the_generator_was_not_well_is_done_again_and_too_many_a
     assert last["a"]["total_requests"] == 20
     assert "pair 3 of 3" in progress
     assert "set aside" in text
+
+
+def test_a_terminal_shows_no_json_and_a_pipe_ends_with_it(server, tmp_path):
+    words = [sys.executable, "-m", "benchmarks", "run", CONFIGS / "baseline.yml", f"url={server.url}"]
+    words += ["users=1", "requests=5", "duration_s=null", "warmup_s=0"]
+    leader, terminal = os.openpty()
+    with os.fdopen(leader, "rb", closefd=True) as screen:
+        with subprocess.Popen([*words, "out=one"], cwd=tmp_path, stdout=terminal, stderr=subprocess.DEVNULL) as shown:
+            os.close(terminal)
+            said = b""
+            with contextlib.suppress(OSError):  # Linux: EIO when the last writer has gone
+                while more := screen.read1():
+                    said += more
+        assert shown.returncode == 0
+    piped = subprocess.run([*words, "out=two"], cwd=tmp_path, capture_output=True, check=True)
+
+    assert b"report.html" in said
+    assert b"{" not in said
+    assert json.loads(piped.stdout.splitlines()[-1])["total_requests"] == 5
