@@ -244,8 +244,9 @@ KEY_FILES = re.compile(
 def test_no_file_is_called_as_those_with_secrets_are(files):
     """Nor is one's first line that of a private key. Debian's shadow files hold no password."""
     root, entries = files
-    names = {entry.name for entry in entries if not entry.isdir()}
-    assert {name for name in names if KEY_FILES.search(name)} <= {f"etc/{name}" for name in ("shadow", "gshadow")}
+    called = {entry.name for entry in entries if not entry.isdir() and KEY_FILES.search(entry.name)}
+    assert "etc/shadow" in called, "the listing is the image's"
+    assert called <= {"etc/shadow", "etc/gshadow"}
     passwords = [line.split(":")[1] for line in (root / "etc/shadow").read_text().splitlines()]
     assert set(passwords) <= {"*", "!", "!*"}
     private = re.compile(rb"^-----BEGIN [A-Z ]*PRIVATE KEY-----$", re.MULTILINE)
@@ -297,7 +298,8 @@ def test_no_secret_and_nothing_of_the_machine_that_built_it(server_image, files,
 
     def found(folder, *ignored):
         disabled = [word for name in ignored for word in ("--disable-plugin", name)]
-        skipped = ("--exclude-files", r"\.(pyc|so[.\d]*)$")  # what compilers wrote of the sources beside them
+        skipped = ["--exclude-files", r"\.(pyc|so[.\d]*)$"]  # what compilers wrote of the sources beside them
+        skipped += ["--exclude-lines", "TOKENIZERS_PARALLELISM"]  # says whether, not what
         command = [tools / "detect-secrets", "-C", folder, "scan", "--all-files", *skipped, *disabled, "."]
         report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         return {(name, one["type"], one["line_number"]) for name, hits in report["results"].items() for one in hits}

@@ -284,7 +284,8 @@ def docker(*words):
 def docker_run(arguments, site):
     """``docker run`` with what pulumi_docker is told; names get ``site`` before them, to leave a real stack alone."""
     check = arguments["healthcheck"]
-    words = ["run", "-d", "--name", f"{site}-{arguments['name']}", "--user", arguments["user"], "--read-only"]
+    words = ["run", "-d", "--name", f"{site}-{arguments['name']}", "--user", arguments["user"]]
+    words += ["--read-only"] if arguments["readOnly"] else []
     words += ["--memory", f"{int(arguments['memory'])}m", "--memory-swap", f"{int(arguments['memorySwap'])}m"]
     words += ["--cpus", arguments["cpus"], "--restart", arguments["restart"]]
     words += ["--log-driver", arguments["logDriver"], "--stop-timeout", str(int(arguments["stopTimeout"]))]
@@ -398,6 +399,10 @@ def test_the_server_answers_within_its_limits_and_can_change_nothing(engine):
     assert status["Uid"].split() == ["65532"] * 4
     assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == 0
     assert status["NoNewPrivs"] == "1"
+    mounts = [line.split()[1:4] for line in docker("exec", box, "cat", "/proc/1/mounts").splitlines()]
+    assert {options.split(",")[0] for place, _, options in mounts if place in {"/", "/etc/qwen3", "/run/secrets"}} == {
+        "ro"
+    }
     for place in ("/opt/qwen3", "/etc/qwen3", "/run/secrets", "/opt/qwen3/models/complaints-tiny", "/var/tmp"):
         done = subprocess.run(["docker", "exec", box, "touch", f"{place}/x"], capture_output=True, check=False)
         assert done.returncode != 0, f"{place} can be written"
@@ -493,6 +498,8 @@ def test_prometheus_scrapes_the_server_and_knows_the_alerts(engine, prometheus_i
     until(lambda: asked("query?query=qwen3_active_connections")["result"], "samples")
     rules = until(lambda: [rule for group in asked("rules")["groups"] for rule in group["rules"]], "rules")
     assert {"high_latency", "memory_usage"} <= {rule["name"] for rule in rules}
+    kept = {mount["Destination"]: mount.get("Name") for mount in running.inspect(PROMETHEUS)["Mounts"]}
+    assert kept["/prometheus"] == f"{running.site}-{PROMETHEUS}"
     assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
 
 

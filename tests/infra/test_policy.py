@@ -35,6 +35,14 @@ EXCEPTIONS = {
     ("CKV_K8S_38", "Deployment.qwen3-deletion-cost"),
 }
 
+CHART_EXCEPTIONS = EXCEPTIONS | {
+    # The pod of `helm test` classifies one call and ends: there is nothing to probe, and it is nobody's backend.
+    ("CKV_K8S_8", "Pod.qwen3-inference-test"),
+    ("CKV_K8S_9", "Pod.qwen3-inference-test"),
+    # The policy is the server's. Selecting this pod too would let it out to port 53 alone, and it asks the server.
+    ("CKV2_K8S_6", "Pod.qwen3-inference-test"),
+}
+
 pytestmark = [pytest.mark.policy, pytest.mark.timeout(600)]
 
 
@@ -100,7 +108,7 @@ def test_the_chart_keeps_the_same_rules(tmp_path):
 
     failed, passed = checkov("kubernetes", tmp_path)
 
-    assert failed == EXCEPTIONS
+    assert failed == CHART_EXCEPTIONS
     assert passed > 150
 
 
