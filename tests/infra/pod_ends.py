@@ -45,7 +45,7 @@ class PodEnds:
     def __exit__(self, *_):
         self._watch.terminate()
         self._thread.join()
-        self._watch.wait()
+        self._watch.communicate()
 
     def ends(self):
         """One of each pod that was deleted, once its log is over."""
@@ -67,10 +67,11 @@ class PodEnds:
 
     def _end(self, pod, deleted, file, log):
         log.wait(timeout=120)
-        file.seek(0)
+        with file:
+            file.seek(0)
+            rows = [json.loads(line) for line in file if line.startswith("{")]
         streams = []
-        for line in file:
-            row = json.loads(line) if line.startswith("{") else {}
+        for row in rows:
             if row.get("event") == "request" and row["endpoint"] == "chat_completions":
                 end = datetime.fromisoformat(row["timestamp"]).timestamp()
                 streams.append((end - row["latency_ms"] / 1000, end))

@@ -82,6 +82,28 @@ with open(path + ".lock", "w") as lock:
 """
 
 
+PROGRAM = """\
+# What the tracks are told, as outputs: an `up` of this takes a second or two.
+import pulumi
+from infra.tracks import read_rollout, versions
+
+class Track(pulumi.ComponentResource):
+    def __init__(self, name):
+        super().__init__("test:apps/v1:Deployment", name)
+        self.register_outputs({"status": {"replicas": 2}})
+
+settings = pulumi.Config()
+rollout = read_rollout(settings.get_object("rollout"))
+stable, candidate = versions(rollout, settings.get_object("overrides") or [])
+Track("qwen3-inference-deployment")
+if candidate is not None:
+    Track("qwen3-inference-canary-deployment")
+pulumi.export("addresses", {"qwen3-inference-stable": "a", "qwen3-inference-canary": "b"})
+pulumi.export("stable", list(stable))
+pulumi.export("candidate", None if candidate is None else [*candidate, rollout.canary, rollout.traffic])
+"""
+
+
 class StackSite:
     """A stack and the environment it comes from."""
 
@@ -110,9 +132,11 @@ class StackSite:
         found = self.stack.up(on_output=lines.append, color="never")
         return found.summary.resource_changes, "\n".join(lines)
 
-    def begin(self, *words, program=("-m", "infra.rollout"), folder=None):
+    program = ("-m", "infra.rollout")
+
+    def begin(self, *words, program=None, folder=None):
         """A rollout as a process of its own, in a group of its own."""
-        command = [sys.executable, *program, "-C", str(folder or self.folder), STACK, *words]
+        command = [sys.executable, *(program or self.program), "-C", str(folder or self.folder), STACK, *words]
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -164,7 +188,9 @@ class LiveSite(StackSite):
 class FolderSite(StackSite):
     """Its cluster is a folder of manifests."""
 
-    def __init__(self, folder, env):
+    program = (str(Path(__file__).with_name("killed_rollout.py")), "none", os.devnull)
+
+    def __init__(self, folder, env, program=None):
         tools = folder.parent / "tools"
         tools.mkdir()
         (tools / "kubectl").write_text(KUBECTL)
@@ -178,6 +204,8 @@ class FolderSite(StackSite):
             "kubernetes:renderYamlToDirectory": automation.ConfigValue(str(self.manifests)),
         }
         super().__init__(folder, env, settings, ENVIRONMENT)
+        if program is not None:
+            (folder / "infra/__main__.py").write_text(program)
         self.write(rollout={"gate": "gate.yml"})
         (folder / "gate.yml").write_text("verdict: {guards: {qps: 0.05, error_rate: 0.005}}\n")
         (folder / "benchmarks").mkdir()
@@ -186,10 +214,9 @@ class FolderSite(StackSite):
 
     def objects(self):
         """What the folder holds: file -> manifest."""
-        return {
-            str(path.relative_to(self.manifests)): yaml.safe_load(path.read_text())
-            for path in sorted(self.manifests.rglob("*.yaml"))
-        }
+        if not self.manifests.exists():
+            return {name: output.value for name, output in self.stack.outputs().items()}
+        return {path.name: yaml.safe_load(path.read_text()) for path in sorted(self.manifests.rglob("*.yaml"))}
 
 
 def engine_path():

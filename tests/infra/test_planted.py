@@ -85,7 +85,7 @@ def planted_image(server_image, tmp_path_factory):
     (folder / "Dockerfile").write_text(
         f"FROM {server_image}\n"
         "USER 0\n"
-        "COPY --chmod=755 complaints-other /opt/qwen3/models/complaints-other\n"
+        "COPY complaints-other /opt/qwen3/models/complaints-other\n"
         "COPY errors.py /tmp/errors.py\n"
         "RUN cat /tmp/errors.py >> /opt/qwen3/app/model_server/app.py && rm /tmp/errors.py "
         "/opt/qwen3/app/model_server/__pycache__/app.*\n"  # which is trusted without a look at the source

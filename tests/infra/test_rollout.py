@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stack_site import KEY, FolderSite, engine, engine_path
+from stack_site import KEY, PROGRAM, FolderSite, engine, engine_path
 
 from benchmarks import simulate_rollouts
 from benchmarks.gate import GateScenario
@@ -120,26 +120,42 @@ def test_half_a_line_of_history_hides_no_other(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    """A folder that stands for a cluster, in which the environment runs."""
-    folder = tmp_path_factory.mktemp("folder")
+    """Makes the folders that stand for clusters, with what runs there; one of each program."""
+    sites = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", engine_path())
-        site = FolderSite(folder / "project", engine(folder))
-        site.up()
-        yield site
+
+        def start(program):
+            if program not in sites:
+                folder = tmp_path_factory.mktemp("folder")
+                sites[program] = FolderSite(folder / "project", engine(folder), program)
+                sites[program].up()
+            return sites[program]
+
+        yield start
 
 
 @pytest.fixture
 def site(started):
-    """It, as it was before any rollout."""
-    yield started
-    started.folder.joinpath("verdicts").unlink(missing_ok=True)
-    if started.setting("rollout") is not None:
-        started.rollout("rollback")
-    if started.setting("overrides"):
-        started.stack.remove_config("overrides")
-        started.up()
-    started.lease.unlink(missing_ok=True)
+    """The real program's, as it was before any rollout."""
+    yield started(None)
+    tidy(started(None))
+
+
+@pytest.fixture
+def quick_site(started):
+    yield started(PROGRAM)
+    tidy(started(PROGRAM))
+
+
+def tidy(site):
+    site.folder.joinpath("verdicts").unlink(missing_ok=True)
+    if site.setting("rollout") is not None:
+        site.rollout("rollback")
+    if site.setting("overrides"):
+        site.stack.remove_config("overrides")
+        site.up()
+    site.lease.unlink(missing_ok=True)
 
 
 def settled(site):
@@ -156,6 +172,7 @@ def moments(site, trace, *words):
     """Those of a rollout that nothing disturbs, and its end."""
     trace.unlink(missing_ok=True)
     code, said = site.rollout(*words, program=(str(KILLED), "none", str(trace)))
+    assert trace.exists(), said
     return code, said, trace.read_text().splitlines()
 
 
@@ -176,8 +193,7 @@ def test_a_rollout_on_the_engine_promotes_and_asks_the_gate_at_each_share(site, 
     objects, overrides = settled(site)
     assert overrides == {"qwen3-stack:overrides": [WORDS]}
     assert not [name for name in objects if "canary" in name]
-    [server] = [each for name, each in objects.items() if each["kind"] == "Deployment"]
-    assert server["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/version"] == "two"
+    assert version_of(objects) == "two"
     asked = (site.folder / "asked").read_text().splitlines()
     assert len(asked) == 2
     assert all("api_key_env=QWEN3_GATE_API_KEY" in line and KEY not in line for line in asked)
@@ -200,21 +216,22 @@ def test_a_rollout_that_was_killed_goes_on_to_the_same_end(site, tmp_path, momen
     assert promoted(settled(site))
 
 
+def version_of(objects):
+    server = objects["apps_v1-deployment-qwen3-qwen3-inference.yaml"]
+    return server["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/version"]
+
+
 def promoted(end):
     objects, overrides = end
-    versions = [
-        each["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/version"]
-        for each in objects.values()
-        if each["kind"] == "Deployment"
-    ]
-    return (versions, overrides) == (["two"], {"qwen3-stack:overrides": [WORDS]})
+    return (version_of(objects), overrides) == ("two", {"qwen3-stack:overrides": [WORDS]})
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verdicts", [{}, {"both": 1}], ids=["promoted", "taken back"])
-def test_a_rollout_that_was_killed_at_any_moment_goes_on_to_the_same_end(site, tmp_path, verdicts):
+def test_a_rollout_that_was_killed_at_any_moment_goes_on_to_the_same_end(quick_site, tmp_path, verdicts):
+    site = quick_site
     (site.folder / "verdicts").write_text(json.dumps(verdicts))
     trace, before = tmp_path / "trace", site.objects()
     code, said, every = moments(site, trace, WORDS)
