@@ -1,0 +1,214 @@
+"""The autoscaler on its own signal: real pods, Prometheus, prometheus-adapter with our rules, and no CPU metric."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster_fixture import KubectlError
+from live_site import METRICS_PORT, environment
+from pulumi import automation
+from traffic import KEY, Traffic, stream, wait_until
+
+from infra.cluster import ClusterSettings
+from infra.component import ModelServer, ModelServerArgs
+from infra.manifests import NAME, SIGNAL
+from model_server.cache import cache_dir
+from model_server.deletion_cost import read_gauge
+from model_server.deployment import hpa_target
+
+REPOSITORY = Path(__file__).parents[2]
+OWN_NODE = pytest.mark.skipif("QWEN3_TEST_KUBECONFIG" in os.environ, reason="the cluster is not this session's own")
+CONFIG = environment(replicas={"min": 1, "max": 3})
+API = "custom.metrics.k8s.io"
+TARGETS = "targets.json"
+
+pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(900), OWN_NODE]
+
+
+class Hasty(ModelServerArgs):
+    """The environment's objects but for the autoscaler's windows: 180 and 90 s down, 30 s up are made 15, 5 and 5 s."""
+
+    def manifests(self):
+        found = super().manifests()
+        (hpa,) = (each for each in found if each["kind"] == "HorizontalPodAutoscaler")
+        down, up = hpa["spec"]["behavior"]["scaleDown"], hpa["spec"]["behavior"]["scaleUp"]
+        assert (down["stabilizationWindowSeconds"], down["policies"][0]["periodSeconds"]) == (180, 90)
+        down["stabilizationWindowSeconds"] = 15
+        down["policies"][0]["periodSeconds"] = up["policies"][0]["periodSeconds"] = 5
+        return found
+
+
+@contextmanager
+def process(log, *command):
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
+
+
+def free_port(host):
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def prometheus(folder):
+    """Its address; it scrapes what ``Watch`` finds: Debian's is built without the discovery of Kubernetes."""
+    discovery = {"files": [str(folder / TARGETS)], "refresh_interval": "1s"}
+    job = {"job_name": NAME, "file_sd_configs": [discovery]}
+    config = folder / "prometheus.yml"
+    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "2s"}, "scrape_configs": [job]}))
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    words = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address={address}"]
+    with process(folder / "prometheus.log", "prometheus", *words):
+        yield f"http://{address}"
+
+
+@contextmanager
+def adapter(folder, cluster, prometheus_url):
+    """prometheus-adapter as a site runs it, with the rules that we ship."""
+    port = free_port(cluster.host_ip)
+    program = shutil.which("prometheus-adapter") or str(cache_dir() / "bin" / "prometheus-adapter")
+    words = {
+        "prometheus-url": prometheus_url,
+        "config": REPOSITORY / "infra" / "prometheus_adapter.yml",
+        "metrics-relist-interval": "5s",
+        "bind-address": cluster.host_ip,
+        "secure-port": port,
+        "cert-dir": folder / "certificates",
+        "lister-kubeconfig": cluster.kubeconfig,
+        "authentication-kubeconfig": cluster.kubeconfig,
+        "authorization-kubeconfig": cluster.kubeconfig,
+    }
+    with (
+        process(folder / "adapter.log", program, *(f"--{name}={value}" for name, value in words.items())),
+        cluster.served_api(API, "v1beta1", port),
+    ):
+        yield
+
+
+class Watch:
+    """The pods of the Deployment over time; of each that ends, how many requests it had at that moment.
+
+    What it sees it tells Prometheus, with the labels that discovery would give.
+    """
+
+    def __init__(self, cluster, namespace, folder):
+        self._cluster, self._namespace, self._targets = cluster, namespace, folder / TARGETS
+        self._began = time.monotonic()
+        self.ended = {}
+        self.steps = []
+
+    def replicas(self):
+        pods = self._cluster.get("pods", "-n", self._namespace, "-l", f"app={NAME}")["items"]
+        self._tell(pods)
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            if "deletionTimestamp" in pod["metadata"] and name not in self.ended:
+                self.ended[name] = _in_flight(pod["status"]["podIP"])
+        ready = sum(
+            all(each["ready"] for each in pod["status"].get("containerStatuses", [{"ready": False}]))
+            for pod in pods
+            if "deletionTimestamp" not in pod["metadata"]
+        )
+        if not self.steps or self.steps[-1][1] != ready:
+            self.steps.append((round(time.monotonic() - self._began), ready))
+        return ready
+
+    def _tell(self, pods):
+        targets = [
+            {
+                "targets": [f"{pod['status']['podIP']}:{METRICS_PORT}"],
+                "labels": {"namespace": self._namespace, "pod": pod["metadata"]["name"]},
+            }
+            for pod in pods
+            if "podIP" in pod["status"]
+        ]
+        self._targets.with_suffix(".new").write_text(json.dumps(targets))
+        self._targets.with_suffix(".new").rename(self._targets)
+
+
+def _in_flight(host):
+    with urllib.request.urlopen(f"http://{host}:{METRICS_PORT}/metrics", timeout=5) as answer:
+        return read_gauge(answer.read().decode())
+
+
+def test_the_autoscaler_follows_the_requests_up_and_down_and_no_stream_notices(
+    cluster, server_image, pulumi_env, tmp_path
+):
+    for name in ("prometheus", "prometheus-adapter"):
+        if shutil.which(name) is None and not (cache_dir() / "bin" / name).exists():
+            pytest.skip(f"no {name} on PATH: apt-get install prometheus, tests/tools/build.sh prometheus-adapter")
+    cluster.load_image(server_image)
+    with cluster.namespace() as namespace, prometheus(tmp_path) as url:
+
+        def program():
+            settings = ClusterSettings(namespace=namespace, create_namespace=False, weights="image")
+            ModelServer("qwen3", Hasty(config=CONFIG, cluster=settings, image=server_image, api_keys=KEY))
+
+        variables = pulumi_env | {"KUBECONFIG": str(cluster.kubeconfig)}
+        options = automation.LocalWorkspaceOptions(work_dir=str(tmp_path), env_vars=variables)
+        stack = automation.create_or_select_stack("hpa", project_name="hpa", program=program, opts=options)
+        stack.up()
+        with adapter(tmp_path, cluster, url):
+            _scales(cluster, namespace, stack, Watch(cluster, namespace, tmp_path))
+        stack.destroy()
+
+
+def _scales(cluster, namespace, stack, watch):
+    with pytest.raises(KubectlError):
+        cluster.kubectl("get", "--raw", "/apis/metrics.k8s.io/v1beta1")
+    assert watch.replicas() == 1
+    path = f"/apis/{API}/v1beta1/namespaces/{namespace}/pods/*/{SIGNAL}"
+    wait_until(lambda: '"value"' in _raw(cluster, path), "the adapter has the signal")
+
+    host = cluster.get("service", NAME, "-n", namespace)["spec"]["clusterIP"]
+    enough_for_three = 3 * hpa_target(CONFIG) - 2
+    with Traffic(partial(stream, host, tokens=300), enough_for_three) as streams:
+        wait_until(lambda: watch.replicas() == 3, "three pods", 240, 0.5)
+        assert _hpa(cluster, namespace)["ScalingActive"] == "ValidMetricFound"
+        assert stack.preview(expect_no_changes=True).change_summary.keys() == {"same"}
+        # As many as one pod is for.
+        streams.at_once, down = hpa_target(CONFIG), time.monotonic()
+        wait_until(lambda: watch.replicas() == 1, "one pod", 240, 0.5)
+        wait_until(lambda: len(watch.ended) == 2 and _alone(cluster, namespace), "the others are gone", 120, 0.5)
+        after = time.monotonic() - down
+    print(f"ready pods at second: {watch.steps}; ended with requests in flight: {watch.ended}")
+    print(
+        f"streams {dict(streams.counts())}, of them {dict(streams.counts(since=down))} begun in the {after:.0f} s down"
+    )
+
+    assert stack.preview(expect_no_changes=True).change_summary.keys() == {"same"}
+    assert set(streams.counts()) == {"whole"}
+    assert sum(streams.counts(since=down).values()) >= 10
+    assert sum(watch.ended.values()) > 0  # otherwise nothing could have been cut
+
+
+def _alone(cluster, namespace):
+    return len(cluster.get("pods", "-n", namespace, "-l", f"app={NAME}")["items"]) == 1
+
+
+def _raw(cluster, path):
+    try:
+        return cluster.kubectl("get", "--raw", path)
+    except KubectlError as error:
+        return str(error)
+
+
+def _hpa(cluster, namespace):
+    """Its conditions: type -> reason."""
+    found = cluster.get("hpa", NAME, "-n", namespace)["status"]
+    return {each["type"]: each["reason"] for each in found.get("conditions", [])}
