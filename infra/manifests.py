@@ -117,7 +117,12 @@ def _check(config: DeploymentConfig, cluster: ClusterSettings) -> None:
         )
     _check_ports(config)
     keys = config.serving.api_keys_file
-    if keys is not None and _hides(PurePosixPath(keys).parent):
+    if keys is None:
+        raise ConfigurationError(
+            f"serving.api_keys_file is null, and serving.host {config.serving.host!r} is within others' reach: the "
+            "server refuses to start without keys; set /run/secrets/api_keys"
+        )
+    if _hides(PurePosixPath(keys).parent):
         raise ConfigurationError(
             f"serving.api_keys_file is {str(keys)!r}: its folder becomes the mount of the Secret and would hide what "
             "the image has there; choose a folder of its own, such as /run/secrets/api_keys"
@@ -228,21 +233,20 @@ def pod(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> Manif
     times = timings(config)
     resources = container_resources(config)
     serving = config.serving
+    keys = PurePosixPath(serving.api_keys_file or "")  # there: _check
+    secret = {"secretName": KEYS, "items": [{"key": "api_keys", "path": keys.name}], "defaultMode": 0o440}
     volumes: list[Manifest] = [
         {"name": "config", "configMap": {"name": f"{NAME}-{checksum(config)}"}},
         {"name": "tmp", "emptyDir": {"sizeLimit": disk_limit(config.resource_limits.disk_gb)}},
+        {"name": "keys", "secret": secret},
     ]
     # Folders, not files (subPath): what Kubernetes writes anew reaches only these.
     mounts: list[Manifest] = [
         {"name": "config", "mountPath": str(CONFIG_DIR), "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  of the container
+        {"name": "keys", "mountPath": str(keys.parent), "readOnly": True},
     ]
     env = dict(cluster.env)
-    if serving.api_keys_file is not None:
-        path = PurePosixPath(serving.api_keys_file)
-        items = [{"key": "api_keys", "path": path.name}]
-        volumes.append({"name": "keys", "secret": {"secretName": KEYS, "items": items, "defaultMode": 0o440}})
-        mounts.append({"name": "keys", "mountPath": str(path.parent), "readOnly": True})
     if cluster.weights == "claim":
         claim = {"claimName": cluster.weights_claim, "readOnly": True}
         volumes.append({"name": "models", "persistentVolumeClaim": claim})
@@ -354,9 +358,8 @@ def weights_claim(cluster: ClusterSettings) -> Manifest:
 
 def keeps_costs(config: DeploymentConfig, cluster: ClusterSettings) -> bool:
     """Whether pods get a deletion cost: where their number changes and /metrics asks for no key."""
-    serving = config.serving
-    readable = serving.metrics_port is not None or serving.api_keys_file is None
-    return cluster.deletion_cost and readable and config.replicas.min < config.replicas.max
+    own_port = config.serving.metrics_port is not None
+    return cluster.deletion_cost and own_port and config.replicas.min < config.replicas.max
 
 
 def keeper(config: DeploymentConfig, cluster: ClusterSettings, image: str) -> list[Manifest]:

@@ -210,7 +210,6 @@ def test_the_chart_makes_the_same_objects(name, cluster):
         ({"replicas__max": 4}, True),
         ({"replicas__max": 3}, False),
         ({"serving__metrics_port": None}, False),
-        ({"serving__metrics_port": None, "serving__api_keys_file": None}, True),
     ],
 )
 def test_the_keeper_of_costs_is_there_where_python_has_it(changes, there):
@@ -238,7 +237,26 @@ def decimals(least, most, per_one):
 
 
 words_that_yaml_reads_as_something_else = st.sampled_from(
-    ["2026-11-01", "1e3", "1:30", "0o14", "010", "1_0", "on", "no", "~", "null", ".5", "0x1F", "- a", "a: b", "'", "#x"]
+    [
+        "2026-11-01",
+        "1e3",
+        "1:30",
+        "0o14",
+        "010",
+        "1_0",
+        "on",
+        "no",
+        "~",
+        "null",
+        ".5",
+        "0x1F",
+        "- a",
+        "a: b",
+        "'",
+        "#x",
+        "=",
+        "<<",
+    ]
 )
 names = words_that_yaml_reads_as_something_else | st.text(min_size=1, max_size=80).filter(str.isprintable)
 variables = st.sampled_from([f"MODEL_SERVER_X__{letter}" for letter in "ABab"])
@@ -264,9 +282,9 @@ def environments(draw):
     download = draw(st.booleans())
     bits = draw(st.sampled_from([4, 8, 16]))
     metrics_port = draw(st.none() | st.integers(1, 65535))
-    keys_file = draw(st.sampled_from([None, "/run/secrets/api_keys", "/keys/all.txt"]))
+    keys_file = draw(st.sampled_from(["/run/secrets/api_keys", "/keys/all.txt"]))
     weights = "download" if download else draw(st.sampled_from(["image", "claim"]))
-    values = values_of(
+    return values_of(
         model_name=draw(names),
         model_version=draw(names),
         model_source=draw(names),
@@ -319,9 +337,6 @@ def environments(draw):
             ),
         },
     )
-    if keys_file is None:
-        values.pop("api_keys", None)
-    return values
 
 
 @pytest.mark.helm
@@ -460,6 +475,7 @@ WRONG_TOGETHER = [
     ({"serving__log_dir": "/var/log/x"}, "collected from stdout"),
     ({"serving__api_keys_file": "/etc/api_keys"}, "would hide what"),
     ({"serving__api_keys_file": "/tmp/api_keys"}, "would hide what"),
+    ({"serving__api_keys_file": None}, "refuses to start without keys"),
     ({"serving__drain_s": 64.9}, "drain_s (64.9) must be at least request_timeout_s + 5 (65)"),
     ({"serving__request_timeout_s": 71}, "drain_s (75) must be at least request_timeout_s + 5 (76)"),
     ({"optimization_settings__enable_kv_cache": False}, 'engine "openvino" always keeps a KV cache'),
@@ -499,7 +515,6 @@ def test_what_python_refuses_the_chart_refuses(changes, said):
     [
         ({"api_keys": None}, "but there are no keys: --set-file api_keys=FILE"),
         ({"api_keys": "one", "existing_secret": "vault"}, "both set: keep one"),
-        ({"serving__api_keys_file": None, "api_keys": "one"}, "nobody would be asked for a key"),
         ({"image": None}, "image is missing: --set image=NAME@sha256:DIGEST"),
         ({"serving__otlp_endpoint": "http://collector:99x"}, "is no address"),
         ({"serving__engine_url": "http://"}, "is no address"),
@@ -669,25 +684,21 @@ def test_the_tests_pod_is_restricted_and_gets_no_requests_of_callers():
 
 @pytest.mark.helm
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on PATH")
-@pytest.mark.parametrize("key", [None, "one"])
-def test_the_notes_curl_works(tmp_path, key):
+def test_the_notes_curl_works(tmp_path):
     """Their lines as they stand, against a server behind the address that the port-forward would give; kubectl is one
     that knows the Secret. Only an installation prints the notes, so here an object holds them.
     """
-    values = values_of(serving__api_keys_file=None if key is None else "/run/secrets/api_keys")
-    if key is None:
-        values.pop("api_keys", None)
     chart = shutil.copytree(CHART, tmp_path / "chart")
     (chart / "templates" / "shown.yaml").write_text(
         'notes: {{ include (print .Template.BasePath "/NOTES.txt") . | toJson }}'
     )
-    done = helm("template", values, "--show-only", "templates/shown.yaml", chart=chart)
+    done = helm("template", values_of(), "--show-only", "templates/shown.yaml", chart=chart)
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in yaml.safe_load(done.stdout)["notes"].splitlines()]
     (curl,) = (line for line in lines if line.startswith("curl "))
     (forward,) = (line for line in lines if "port-forward" in line)
     assert forward == f"kubectl -n {SPACE} port-forward service/{NAME} 8000:80 &"
-    asks = [line for line in lines if line.startswith("KEY=")]
+    (asks,) = (line for line in lines if line.startswith("KEY="))
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(
         f'#!/bin/sh\n[ "$*" = "-n {SPACE} get secret {KEYS} -o jsonpath={{.data.api_keys}}" ] || exit 1\n'
@@ -695,8 +706,8 @@ def test_the_notes_curl_works(tmp_path, key):
     )
     kubectl.chmod(0o755)
 
-    with serving(CATEGORY, key) as port:
-        script = "\n".join([*asks, curl.replace("127.0.0.1:8000", f"127.0.0.1:{port}")])
+    with serving(CATEGORY, "one") as port:
+        script = "\n".join([asks, curl.replace("127.0.0.1:8000", f"127.0.0.1:{port}")])
         answer = subprocess.run(
             ["sh", "-c", script],
             env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "no_proxy": "*"},

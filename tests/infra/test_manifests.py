@@ -235,7 +235,6 @@ def test_the_keeper_reaches_the_metrics_and_nobody_reaches_the_keeper():
         (["replicas.max=3"], {}, False),  # the number never changes
         ([], {"deletion_cost": False}, False),
         (["serving.metrics_port=null"], {}, False),  # asks for a key there
-        (["serving.metrics_port=null", "serving.api_keys_file=null"], {}, True),
     ],
 )
 def test_there_is_a_keeper_where_pods_come_and_go_and_say_what_they_do(words, cluster, there):
@@ -311,6 +310,7 @@ def test_what_hangs_is_not_waited_for_as_if_it_drained():
         (["serving.api_keys_file=/etc/qwen3/api_keys"], {}, "would hide what"),
         (["serving.api_keys_file=/opt/qwen3/keys/api_keys"], {}, "would hide what"),
         (["serving.api_keys_file=api_keys"], {}, "would hide what"),
+        (["serving.api_keys_file=null"], {}, "refuses to start without keys"),
         (["serving.port=0"], {}, "Services and probes have to know it"),
         (["serving.otlp_endpoint=http://c:99999"], {}, "otlp_endpoint is 'http://c:99999'"),
         ([], {"weights": "download"}, "hub id with its commit"),

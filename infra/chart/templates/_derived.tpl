@@ -102,9 +102,8 @@ limits:
 
 {{- /* Whether pods get a deletion cost: where their number changes and /metrics asks for no key. */}}
 {{- define "qwen3.keepsCosts" -}}
-{{- $serving := .Values.serving }}
-{{- $readable := not (and (kindIs "invalid" $serving.metrics_port) $serving.api_keys_file) }}
-{{- if and .Values.cluster.deletion_cost $readable (lt (int64 .Values.replicas.min) (int64 .Values.replicas.max)) }}yes{{ end }}
+{{- $own_port := not (kindIs "invalid" .Values.serving.metrics_port) }}
+{{- if and .Values.cluster.deletion_cost $own_port (lt (int64 .Values.replicas.min) (int64 .Values.replicas.max)) }}yes{{ end }}
 {{- end }}
 
 {{- define "qwen3.secret" -}} {{ .Values.existing_secret | default (printf "%s-api-keys" (include "qwen3.name" .)) }} {{- end }}

@@ -81,9 +81,7 @@
 
 {{- $keys := $serving.api_keys_file }}
 {{- if kindIs "invalid" $keys }}
-  {{- if or .Values.api_keys .Values.existing_secret }}
-    {{- $said = append $said "api_keys or existing_secret is set, but serving.api_keys_file is null: nobody would be asked for a key; set it to /run/secrets/api_keys" }}
-  {{- end }}
+  {{- $said = append $said (printf "serving.api_keys_file is null, and serving.host %q is within others' reach: the server refuses to start without keys; set /run/secrets/api_keys" $serving.host) }}
 {{- else }}
   {{- if has (dir $keys) (list "/" "/etc" "/tmp" "/opt") }}
     {{- $said = append $said (printf "serving.api_keys_file is %q: its folder becomes the mount of the Secret and would hide what the image has there; choose a folder of its own, such as /run/secrets/api_keys" $keys) }}
@@ -91,7 +89,7 @@
   {{- if and .Values.api_keys .Values.existing_secret }}
     {{- $said = append $said "api_keys and existing_secret are both set: keep one" }}
   {{- else if not (or .Values.api_keys .Values.existing_secret) }}
-    {{- $said = append $said (printf "serving.api_keys_file is %q, but there are no keys: --set-file api_keys=FILE (one a line), or existing_secret=NAME of a Secret whose key is api_keys, or set api_keys_file to null to ask for none" $keys) }}
+    {{- $said = append $said (printf "serving.api_keys_file is %q, but there are no keys: --set-file api_keys=FILE (one a line), or existing_secret=NAME of a Secret whose key is api_keys" $keys) }}
   {{- end }}
 {{- end }}
 
