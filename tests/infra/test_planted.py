@@ -22,26 +22,26 @@ MODEL = Path(__file__).parents[2] / "models/complaints-tiny"
 EACH = 3
 PLANTED = {
     "good": ["model_version=good-{}"],
-    "slower": ["model_version=slower-{}", "resource_limits.cpu_cores=0.3"],
+    "slower": ["model_version=slower-{}", "resource_limits.cpu_cores=0.25"],
     "2 % errors": ["model_version=errors-{}"],
     "wrong weights": ["model_version=other-{}", "model_source=models/complaints-other"],
 }
 """Kind -> how a candidate differs. All of them, and what runs, are one image; half a core is what runs."""
-# Runs of an instance with half a core on a shared machine differ by 5 to 15 %: margins for that.
+# Runs of some seconds on half a core of a shared machine differ by 5 to 40 %: pairs and margins for that.
 GATE = """\
 name: planted
 dialect: classify
 calls: data/calls.jsonl
 users: 4
-requests: 200
+requests: 300
 cover_calls: true
 pairs: 4
-max_pairs: 16
+max_pairs: 30
 budget_s: 900
 verdict:
   primary: latency_p50
-  margin: 0.2
-  guards: {qps: 0.2, error_rate: 0.01}
+  margin: 0.3
+  guards: {qps: 0.3, error_rate: 0.01}
   max_accuracy_drop: 0.03
   max_macro_f1_drop: 0.05
   min_agreement: 0.95

@@ -5,13 +5,15 @@ SLOW=1 python -m pytest -s -m slow tests/infra/test_rollout_live.py      prints 
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import signal
 from pathlib import Path
 
+import httpx2 as httpx
 import pytest
 from pod_ends import PodEnds
-from stack_site import Streams, classify
+from stack_site import KEY, Streams, classify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(1200)]
 
@@ -65,15 +67,27 @@ def assert_nobody_noticed(streams, ends):
     assert cut == 0, streams.why[:5]
 
 
+def instances_behind(site, service):
+    """How many answer a client that opens a connection for each call, as their logs say."""
+    found = site.cluster.get("service", service, "-n", site.namespace)
+    headers = {"Authorization": f"Bearer {KEY}", "X-Request-Id": secrets.token_hex(16)}
+    for _ in range(16):
+        url = f"http://{found['spec']['clusterIP']}/api/v1/classify"
+        httpx.post(url, json={"text": "宽带断了"}, headers=headers, timeout=20).raise_for_status()
+    logs = [site.cluster.kubectl("logs", pod, "-n", site.namespace) for pod in site.pods()]
+    return sum(headers["X-Request-Id"] in log for log in logs)
+
+
 def test_blue_and_green_change_places_no_stream_notices_and_another_machine_is_refused(site, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(site.folder, elsewhere, symlinks=True, ignore=shutil.ignore_patterns("runs"))
-    refused = []
+    refused, compared = [], []
 
     def from_elsewhere():
         words = ("lease/qwen3-inference-rollout", "-n", site.namespace, "--timeout=60s")
         site.cluster.kubectl("wait", "--for=create", *words)
         refused.append(site.rollout("model_version=red", folder=elsewhere))
+        compared.append([instances_behind(site, name) for name in ("qwen3-inference", "qwen3-inference-stable")])
 
     code, streams, ends = rolled_out_among_streams(site, "green", from_elsewhere)
 
@@ -82,6 +96,7 @@ def test_blue_and_green_change_places_no_stream_notices_and_another_machine_is_r
     assert len(ends) == 4, "two stable ones and two of the candidate"
     assert site.setting("overrides") == ["model_version=green"]
     assert classify(site.url).status_code == 200
+    assert compared == [[2, 1]], "the gate must meet one instance of the stable track"
     [(code, said)] = refused
     assert (code, "is at work" in said.splitlines()[-1]) == (2, True), said
 
