@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,23 @@ class Site:
 
     def text(self, key: str) -> str | None:
         """A word of the stack's configuration, by its whole key."""
-        found = self.stack.get_all_config().get(key)
-        return None if found is None else str(found.value)
+        return self._settings.get(key)
+
+    @cached_property
+    def _settings(self) -> Mapping[str, str]:
+        """Asked once until something is written: each question is a process."""
+        return {key: str(found.value) for key, found in self.stack.get_all_config().items()}
 
     def write(self, state: Rollout, **settings: Any) -> None:
         """``state``, and what changes with it, in one command: a kill leaves all of it or nothing."""
         values = {name: json.dumps(value) for name, value in settings.items()} | {"rollout": state.model_dump_json()}
         self.stack.set_all_config({name: automation.ConfigValue(value) for name, value in values.items()})
+        self.__dict__.pop("_settings", None)
 
     def forget(self) -> None:
         """There is no rollout any more."""
         self.stack.remove_config("rollout")
+        self.__dict__.pop("_settings", None)
 
     def config(self, *more: str) -> DeploymentConfig:
         return deployment.load(self.environment, more)

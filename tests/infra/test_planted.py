@@ -76,8 +76,8 @@ class _Errors:
 
 
 @pytest.fixture(scope="module")
-def planted_image(server_image, tmp_path_factory):
-    """The server, a bug that an environment's version calls up, and another model's weights."""
+def planted(server_image, tmp_path_factory):
+    """An image with a bug that an environment's version calls up and with other weights; and the model of these."""
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(MODEL, folder / "complaints-other")
     _garble(folder / "complaints-other")
@@ -93,7 +93,7 @@ def planted_image(server_image, tmp_path_factory):
     )
     tag = f"qwen3-server-planted:{hashlib.sha256((server_image + ERRORS).encode()).hexdigest()[:12]}"
     subprocess.run(["docker", "build", "-q", "-t", tag, folder], check=True, capture_output=True)
-    return tag
+    return tag, folder / "complaints-other"
 
 
 def _garble(model):
@@ -110,13 +110,18 @@ def _garble(model):
     (model / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_bad_candidates_are_taken_back_and_good_ones_promoted(cluster, new_site, planted_image):
-    cluster.load_image(planted_image)
+def test_bad_candidates_are_taken_back_and_good_ones_promoted(cluster, new_site, planted):
+    image, other = planted
+    cluster.load_image(image)
     ends = []
     with cluster.namespace() as namespace:
         site = new_site(namespace, replicas={"min": 1, "max": 2}, rollout={"steps": [50, 100], "gate": "gate.yml"})
         (site.folder / "gate.yml").write_text(GATE)
-        site.stack.set_config("image", automation.ConfigValue(planted_image))
+        (site.folder / "models").unlink()  # the plan needs the sizes of both models
+        (site.folder / "models").mkdir()
+        for model in (MODEL, other):
+            (site.folder / "models" / model.name).symlink_to(model)
+        site.stack.set_config("image", automation.ConfigValue(image))
         site.up()
         for number in range(1, EACH + 1):
             for kind, words in PLANTED.items():
