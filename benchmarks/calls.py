@@ -94,6 +94,8 @@ def _call(path: Path, number: int, line: bytes) -> Call:
         raise wrong("(line)", f"not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise wrong("(line)", f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise wrong("(line)", f"not JSON that can be read: {error}") from error
     if not isinstance(row, dict):
         raise wrong("(line)", f"must be an object, got {type(row).__name__}")
     text = row.get("input_text")
@@ -108,4 +110,7 @@ def _call(path: Path, number: int, line: bytes) -> Call:
     identity = row.get("conversation_id", f"line-{number}")
     if not isinstance(identity, str):
         raise wrong("conversation_id", f"must be a text, got {identity!r:.60}")
+    for field, value in (("input_text", text), ("complaint_category", label or ""), ("conversation_id", identity)):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise wrong(field, "holds half of a surrogate pair, which is no character and cannot be sent")
     return Call(id=identity, text=text, label=label)

@@ -55,6 +55,7 @@ from benchmarks.alarm import Alarm
 from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
+from benchmarks.traces import read_tokenizer
 from benchmarks.wire import HEAD_END, Arrival, Body, arriving, read_whole, turns, without_optional_space
 
 LAG_TICK_S = 0.01
@@ -65,6 +66,12 @@ LATE_S = 0.003  # of a first token: well under the 5 ms by which a median may be
 AFTER_END_S = 0.1  # a server that keeps the connection after its end mark is left; its stream was complete
 MAX_REDIRECTS = 3
 PAUSE_AFTER_ERROR_S = 0.1  # a closed loop would otherwise spin on a server that refuses
+
+
+@cache
+def trusting() -> Any:
+    """TLS as the system has it: issuers that its administrator trusts, and those in SSL_CERT_FILE."""
+    return gevent.ssl.create_default_context()
 
 
 class _TookTooLongError(gevent.Timeout):  # type: ignore[misc]
@@ -146,6 +153,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
     wait_time = constant(0)
     concurrency = 1
     insecure = False  # Locust's default accepts every certificate
+    ssl_context_factory = staticmethod(lambda: trusting())  # noqa: PLW0108  with ``cafile`` it would be certifi's alone
 
     def __init__(self, environment: Environment, load: Load, number: int) -> None:
         # The whole request has one limit, timeout_s; the socket's own must not be first.
@@ -575,9 +583,7 @@ class Workload:
 
 
 def _counter(path: Path) -> CountTokens:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = read_tokenizer(path)
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 

@@ -181,7 +181,7 @@ class Scenario(RunConfig):
     """Load generator processes on this machine; each is one thread."""
     remote_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """So many more are waited for on other hosts: ``python -m benchmarks worker master=HOST:PORT`` there."""
-    workers_listen: str = "127.0.0.1:0"
+    workers_listen: Annotated[str, Field(pattern=r"^[^ ]*:\d{1,5}$")] = "127.0.0.1:0"
     """Where workers find the master: HOST:PORT, port 0 takes any. It asks for no key: open it only to networks that you
     trust."""
     duration_s: Annotated[float, Field(gt=0)] | None = None

@@ -26,6 +26,8 @@ def base_url(url: str) -> str:
         raise UsageError(f"{url!r} is not a URL: {error}") from error
     if not there:
         raise UsageError(f"a URL must begin with http:// or https:// and name a host, got {url!r}")
+    if not url.isascii() or any(letter <= " " or letter == "\x7f" for letter in url):
+        raise UsageError(f"a URL has neither spaces nor letters beyond ASCII, got {url!r}: write them as %20 and so on")
     if "@" in parts.netloc:
         raise UsageError("a URL must not hold a password: it is written down; set api_key_env instead")
     return url.rstrip("/")
@@ -50,7 +52,7 @@ def get(url: str, *, api_key_env: str | None = None, accept: str = "*/*", timeou
         error.close()
         raise
     except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from error
+        raise OSError(" ".join(str(error.reason).split())) from error
     except (http.client.HTTPException, ValueError) as error:
         # ValueError: characters that no request line or header can hold.
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error

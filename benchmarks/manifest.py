@@ -20,7 +20,7 @@ from benchmarks import fetch
 from benchmarks.calls import Call, digest
 from benchmarks.config import Scenario
 from benchmarks.errors import ResultsError, UsageError
-from benchmarks.results import read_manifest
+from benchmarks.results import OF_COMPARISONS, read_manifest
 
 PACKAGES = (
     "locust",
@@ -84,9 +84,10 @@ def require_same_workload(a: Path, b: Path) -> None:
 
 
 def _workload_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] | None = read_manifest(folder).get("workload")
-    if found is None:
+    manifest = read_manifest(folder)
+    if manifest["kind"] in OF_COMPARISONS:
         raise ResultsError(f"{folder} holds comparisons of its own: name one of the folders in it")
+    found: dict[str, Any] = manifest["workload"]
     return found
 
 

@@ -63,6 +63,19 @@ GAPS = pa.field("event_gaps_s", pa.list_(pa.float32()))
 Half the bytes, and float32 keeps a gap to 1e-7 of itself where it would keep a time of hours to a millisecond."""
 PARQUET = pa.schema([GAPS if field.name == "event_times_s" else field for field in JOURNAL])
 
+OF_COMPARISONS = frozenset({"tune", "optimisations"})
+"""Kinds of folders that hold comparisons, each in a results folder of its own, and no runs."""
+MANIFEST: dict[str, Any] = {
+    **dict.fromkeys(("kind", "name", "created_at"), str),
+    **dict.fromkeys(("scenario", "machine", "software"), dict),
+    "complete": bool,
+    "command": list,
+}
+MANIFEST_OF_RUNS: dict[str, Any] = {
+    **dict.fromkeys(("sides", "workload"), dict),
+    **dict.fromkeys(("runs", "broken_off_runs", "resumed_at"), list),
+    "created_unix": float,
+}
 _NEEDED = (
     *("run", "arm", "phase", "error", "scheduled_s", "sent_s", "end_s", "first_token_s", "last_token_s"),
     *("output_tokens", "tokens_first_event", "events"),
@@ -178,7 +191,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """``manifest.json`` of a results folder.
 
     Raises:
-        ResultsError: Not a results folder, or one of another version.
+        ResultsError: Not a results folder, one of another version, or one whose manifest is damaged.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -187,6 +200,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     version = manifest.get("results_version") if isinstance(manifest, dict) else None
     if version != RESULTS_VERSION:
         raise ResultsError(f"{folder} has results of version {version}; this program reads {RESULTS_VERSION}")
+    needed = MANIFEST if manifest.get("kind") in OF_COMPARISONS else MANIFEST | MANIFEST_OF_RUNS
+    wrong = [key for key, kind in needed.items() if not isinstance(manifest.get(key), kind)]
+    if wrong:
+        raise ResultsError(f"{folder / 'manifest.json'} is damaged: {', '.join(wrong)} missing or of another type")
     return manifest
 
 

@@ -6,8 +6,8 @@ for the runs that are finished, so no verb knows about it and every decision is 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,7 +16,7 @@ from benchmarks.command_line import parser, print_result, words_of
 from benchmarks.config import WATCHED, Scenario
 from benchmarks.errors import ResultsError
 from benchmarks.progress import Display
-from benchmarks.results import read_manifest
+from benchmarks.results import read_manifest, read_summary
 from benchmarks.session import resuming
 from runconfig import validate
 
@@ -37,10 +37,11 @@ def main(words: Sequence[str]) -> int:
     found = options.parse_args(words)
     moved = {key: None if value == "null" else value for key, value in words_of(found.settings, MOVED).items()}
     manifest = read_manifest(found.folder)
-    if manifest["complete"] and (found.folder / "summary.json").exists():
-        summary = json.loads((found.folder / "summary.json").read_text(encoding="utf-8"))
-        print_result(summary, manifest["scenario"]["lang"], as_json=found.json)
-        return int(summary["exit_code"])
+    if manifest["complete"]:
+        with contextlib.suppress(ResultsError):  # else it is written anew from the records
+            summary = read_summary(found.folder)
+            print_result(summary, manifest["scenario"]["lang"], as_json=found.json)
+            return int(summary["exit_code"])
     work, model = _verb(manifest["kind"])
     folder = found.folder.resolve()
     scenario = validate(model, manifest["scenario"] | moved | {"out": str(folder)}, str(folder / "manifest.json"))

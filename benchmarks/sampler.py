@@ -463,13 +463,17 @@ def _read_journal(path: Path | None) -> list[dict[str, Any]]:
             row = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:
             row = None
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or not all(_is_sample(name, value) for name, value in row.items()):
             break
         rows.append(row)
         whole += len(line)
     if whole < len(data):
         os.truncate(path, whole)
     return rows
+
+
+def _is_sample(name: str, value: object) -> bool:
+    return value is None or isinstance(value, str if name in _TEXT_COLUMNS else (int, float))
 
 
 # -- what a run used ---------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from benchmarks.results import (
 )
 from benchmarks.sampler import Sampler, source_of
 from benchmarks.summary import event_gaps
+from benchmarks.traces import read_tokenizer
 
 FULL_BYTES = 65_536
 """A disk with less than this left is full: no journal goes on with it."""
@@ -83,9 +84,15 @@ class Session:
 
     def __init__(self, scenario: Scenario, kind: str, sides: Mapping[Arm, Side], display: Display) -> None:
         self.scenario, self.kind, self.display = scenario, kind, display
-        if scenario.api_key_env is not None and not os.environ.get(scenario.api_key_env):
-            raise UsageError(f"api_key_env names {scenario.api_key_env}, which is not set in the environment")
+        if scenario.api_key_env is not None:
+            key = os.environ.get(scenario.api_key_env)
+            if not key:
+                raise UsageError(f"api_key_env names {scenario.api_key_env}, which is not set in the environment")
+            if not key.isascii() or not key.isprintable():
+                raise UsageError(f"{scenario.api_key_env} holds what no header may: line ends, or letters beyond ASCII")
         self.calls: list[Call] = calls_of(scenario)
+        if scenario.tokenizer is not None:
+            read_tokenizer(scenario.tokenizer)
         check_trace(scenario.arrivals, [call.text for call in self.calls], scenario.tokenizer)
         self.sides = {arm: replace(side, url=fetch.base_url(side.url)) for arm, side in sides.items()}
         sources = {
@@ -519,6 +526,13 @@ def _first_model(url: str, api_key_env: str | None) -> str:
 
 
 def _advice(kind: str, detail: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in detail:
+        return (
+            f"its certificate is not trusted ({detail}): use the host name that it is for, and put its issuer into the "
+            "system's store or into the file that SSL_CERT_FILE names"
+        )
+    if kind == "timeout":
+        return f"no answer to the first request ({detail}): raise timeout_s, or check url (https or http?)"
     if kind == "connect":
         return f"cannot connect ({detail}): is the server running, and is this its port?"
     if kind == "http_status" and detail.startswith(("401", "403")):

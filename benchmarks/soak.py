@@ -253,7 +253,7 @@ def conclude(
         if run["ill_health"]
     ]
     if not summary["successful_requests"]:
-        return "INVALID", [say("soak_none", lang, total=summary["total_requests"])]
+        return "INVALID", [say("none_succeeded", lang, total=summary["total_requests"])]
     if len(ill) > len(runs) / 2:
         return "INVALID", ill
     last = runs[-1]

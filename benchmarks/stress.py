@@ -267,6 +267,9 @@ def evaluate(scenario: StressScenario, cells: list[dict[str, Any]], *, stopped: 
     verdict: Answer = "PASS"
     if last is None or stopped:
         verdict = "NO VERDICT"
+    elif not any(one["qps"] for one in cells):
+        verdict = "INVALID"
+        reasons.insert(0, say("none_succeeded", lang, total=sum(one["requests"] for one in cells)))
     elif last["ill_health"]:
         verdict = "INVALID"
     elif broke is not None and scenario.must_hold is not None and last[of] <= scenario.must_hold:

@@ -446,7 +446,7 @@ TEXTS: dict[str, dict[Language, str]] = {
     # soak
     "soak_cell": {"en": "cell {cell} of {cells}", "zh": "第 {cell} / {cells} 段"},
     "soak_cell_ill": {"en": "Cell {cell}: {reason}", "zh": "第 {cell} 段：{reason}"},
-    "soak_none": {"en": "None of {total} requests succeeded.", "zh": "{total} 个请求无一成功。"},
+    "none_succeeded": {"en": "None of {total} requests succeeded.", "zh": "{total} 个请求无一成功。"},
     "soak_gone": {
         "en": "The server stopped answering: every request of cell {cell} failed.",
         "zh": "服务器不再应答：第 {cell} 段的请求全部失败。",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import sys
 import zlib
 from collections import Counter
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 from benchmarks.errors import CallsFileError, UsageError
 
 LENGTHS = ("prompt_characters", "prompt_tokens", "max_tokens")
+MOST = 2.0**53
+"""Beyond it floats leave out whole numbers; no time and no length is as large."""
 SHOWN_PROBLEMS = 5
 SAME_CLOCK_S = 1.0
 """Lines whose wall clock and monotonic clock differ by the same, within so many seconds, share both clocks."""
@@ -85,7 +86,7 @@ def _trace_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise wrong("(line)", f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise wrong("(line)", f"must be an object, got {type(row).__name__}")
@@ -104,7 +105,21 @@ def _trace_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
+
+
+def read_tokenizer(path: Path) -> Any:
+    """A ``tokenizers.Tokenizer``.
+
+    Raises:
+        UsageError: ``path`` holds none.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises Exception itself
+        raise UsageError(f"cannot read the tokenizer {path}: {error}") from error
 
 
 def wanted_lengths(
@@ -122,13 +137,7 @@ def wanted_lengths(
     assert trace.prompt_tokens is not None
     if tokenizer is None:
         raise UsageError("the trace gives prompt_tokens alone: set tokenizer=tokenizer.json, which counts the calls'")
-    from tokenizers import Tokenizer
-
-    try:
-        counter = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the binding raises Exception itself
-        raise UsageError(f"cannot read the tokenizer {tokenizer}: {error}") from error
-    counts = [len(found.ids) for found in counter.encode_batch(list(texts), add_special_tokens=False)]
+    counts = [len(found.ids) for found in read_tokenizer(tokenizer).encode_batch(list(texts), add_special_tokens=False)]
     return trace.prompt_tokens, np.array(counts, dtype=np.int64)
 
 
@@ -223,7 +232,7 @@ def _log_lines(path: Path, problems: _Problems) -> Iterator[_Line]:
         where = f"{path}:{number}"
         try:
             row: Any = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.tell(where, f"not JSON ({error})")
             continue
         if not isinstance(row, dict):

@@ -131,6 +131,10 @@ def synthetic(folder: Path, requests: int, events: int, seed: int = 0) -> Path:
         "scenario": {"dialect": "chat_stream", "users": 64, "rate_per_s": None, "arrivals": {"pattern": "constant"}},
         "workload": {"calls": 1000, "labelled": 0, "sha256": ""},
         "runs": [{"run": 0, "phase": "measure", "set_aside": False}],
+        "sides": {},
+        "broken_off_runs": [],
+        "resumed_at": [],
+        "created_unix": 0.0,
         "machine": machine(),
         "software": software(),
     }

@@ -39,6 +39,10 @@ def test_calls_are_read_with_and_without_a_label(tmp_path):
         ('{"input_text": "a", "complaint_category": ""}', "complaint_category"),
         ('{"input_text": "a", "conversation_id": 5}', "conversation_id"),
         ('{"input_text": "a", "conversation_id": "line-1"}', "conversation_id"),
+        ('{"input_text": "\\ud83d"}', "input_text"),
+        ('{"input_text": "a", "complaint_category": "\\udc00"}', "complaint_category"),
+        pytest.param("[" * 100_000, "(line)", id="deep"),
+        pytest.param('{"input_text": "a", "n": ' + "9" * 5000 + "}", "(line)", id="digits"),
     ],
 )
 def test_a_broken_line_is_named_by_file_line_and_field(tmp_path, line, field):

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from benchmarks.__main__ import main
+
 TOKENS = 24
 MODES = [
     "plain",
@@ -157,21 +159,32 @@ def test_a_body_that_is_shorter_than_announced_is_truncated(client):
     assert records["error"].tolist() == ["truncated"]
 
 
-def test_a_certificate_that_nobody_signed_is_a_connection_error(client, tmp_path):
-    """Locust's own default would accept it."""
+def test_a_certificate_is_trusted_where_the_system_does_and_nowhere_else(client, tmp_path, monkeypatch, capsys):
+    """Locust's own default would accept any, and its HTTP library knows public issuers alone."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-         "-keyout", key, "-out", certificate],
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
         check=True, capture_output=True,
     )  # fmt: skip
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with _answering(b"", keep=False, tls=context) as port:
-        records, _ = client("classify").run(f"https://127.0.0.1:{port}", users=1, requests=1)
+    scenario = tmp_path / "s.yml"
+    scenario.write_text("texts: [x]\nusers: 1\nrequests: 3\n", encoding="utf-8")
+    body = b'{"category": "x", "confidence": 0.9, "probabilities": {"x": 0.9}, "needs_review": false}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with _answering(answer, keep=False, tls=context) as port:
+        url = f"https://127.0.0.1:{port}"
+        records, _ = client("classify").run(url, users=1, requests=1)
+        code = main(["run", str(scenario), f"url={url}", f"out={tmp_path / 'no'}", "--quiet"])
+        said = capsys.readouterr().err
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        trusted = main(["run", str(scenario), f"url={url}", f"out={tmp_path / 'yes'}", "--quiet"])
 
     assert records["error"].tolist() == ["connect"]
     assert "certificate" in records["error_detail"][0].lower()
+    assert (code, trusted) == (4, 0)
+    assert "its certificate is not trusted" in said
 
 
 def test_a_server_may_live_below_a_path(client):

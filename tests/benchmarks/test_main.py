@@ -111,12 +111,13 @@ def test_a_report_is_written_again_in_the_other_language(command, server, tmp_pa
     assert "负载测试" in report.read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path):
+def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path, monkeypatch):
     classify, latency = CONFIGS / "classify.yml", CONFIGS / "latency.yml"
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "manifest.json").write_text("{}", encoding="utf-8")
     url = f"url={server.url}"
+    monkeypatch.setenv("TWO_LINES", "first\nsecond")
     cases = [
         (("run", latency, f"url=http://127.0.0.1:{unused_port()}", "model=x"), 4, "cannot connect"),
         (("run", latency, f"url=http://127.0.0.1:{unused_port()}"), 4, "cannot connect"),
@@ -132,6 +133,12 @@ def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path):
         (("run", latency, url, "out=full"), 2, "holds results already"),
         (("run", latency, "url=http://me:secret@localhost"), 2, "must not hold a password"),
         (("run", latency, url, "api_key_env=NO_SUCH_KEY"), 2, "not set in the environment"),
+        (("run", latency, url, "api_key_env=TWO_LINES"), 2, "TWO_LINES holds what no header may"),
+        (("run", latency, f"url={server.url}/mode/http401"), 4, "set api_key_env"),
+        (("run", latency, "url=http://127.0.0.1:99999"), 2, "is not a URL: Port out of range"),
+        (("run", latency, f"{url}/a b"), 2, "write them as %20"),
+        (("run", latency, url, "tokenizer=none.json"), 2, "cannot read the tokenizer none.json"),
+        (("run", latency, url, "workers_listen=here"), 2, "workers_listen"),
         (("run", latency, url, "out=/dev/full/x"), 2, "cannot make the results folder"),
         (("compare", CONFIGS / "constant_rate.yml", "a=http://x", "b=http://y"), 2, "what the schedule makes it"),
         (("run", classify, url, "calls=empty.jsonl"), 2, "holds no call"),

@@ -10,16 +10,16 @@ from benchmarks.calls import calls_of
 from benchmarks.config import Scenario
 from benchmarks.errors import UsageError
 from benchmarks.manifest import require_same_workload, workload
-from benchmarks.results import RESULTS_VERSION
+from benchmarks.results import MANIFEST, MANIFEST_OF_RUNS, RESULTS_VERSION
 
 
 def folder(path, **settings):
     path.mkdir()
     scenario = Scenario.model_validate({"texts": ["a", "b"], "users": 2, "requests": 10} | settings)
     work = workload(scenario, calls_of(scenario))
-    (path / "manifest.json").write_text(
-        json.dumps({"results_version": RESULTS_VERSION, "workload": work}, default=str), encoding="utf-8"
-    )
+    manifest = {key: kind() for key, kind in (MANIFEST | MANIFEST_OF_RUNS).items()}
+    manifest |= {"results_version": RESULTS_VERSION, "workload": work}
+    (path / "manifest.json").write_text(json.dumps(manifest, default=str), encoding="utf-8")
     return path
 
 

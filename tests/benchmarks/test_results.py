@@ -14,7 +14,18 @@ import pytest
 import benchmarks
 from benchmarks.errors import ResultsError
 from benchmarks.records import COLUMNS, Record
-from benchmarks.results import PARQUET, RESULTS_VERSION, derive, frame, load, read_journal, write_parquet
+from benchmarks.results import (
+    MANIFEST,
+    MANIFEST_OF_RUNS,
+    PARQUET,
+    RESULTS_VERSION,
+    derive,
+    frame,
+    load,
+    read_journal,
+    read_manifest,
+    write_parquet,
+)
 
 
 def record(**values):
@@ -26,10 +37,24 @@ def record(**values):
 
 def write_folder(folder, records, version=RESULTS_VERSION):
     folder.mkdir()
-    (folder / "manifest.json").write_text(json.dumps({"results_version": version}), encoding="utf-8")
+    manifest = {key: kind() for key, kind in (MANIFEST | MANIFEST_OF_RUNS).items()} | {"results_version": version}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (folder / "requests.jsonl").write_bytes(b"".join(item.to_json() + b"\n" for item in records))
     write_parquet(folder / "requests.jsonl", folder / "requests.parquet")
     return folder
+
+
+@pytest.mark.parametrize("key", [*MANIFEST, *MANIFEST_OF_RUNS])
+@pytest.mark.parametrize("change", ["missing", "of another type"])
+def test_a_damaged_manifest_is_said_with_what_is_wrong(tmp_path, key, change):
+    folder = write_folder(tmp_path / "run", [])
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest = {name: value for name, value in manifest.items() if name != key}
+    path.write_text(json.dumps(manifest | ({key: None} if change == "of another type" else {})), encoding="utf-8")
+
+    with pytest.raises(ResultsError, match=f"manifest.json is damaged: {key} missing or of another type"):
+        read_manifest(folder)
 
 
 def test_what_stands_before_a_break_in_the_journal_is_kept(tmp_path):

@@ -187,6 +187,13 @@ def test_a_folder_that_is_complete_is_answered_from_its_summary(servers, tmp_pat
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["qps"] == first["qps"]
     assert (out / "requests.jsonl").stat().st_size == size
 
+    # One that cannot be read is made again, from the records.
+    (out / "summary.json").write_text('{"kind": "run", "ver', encoding="utf-8")
+    with (out / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"at_s": "soon", "source": 3}\n')
+    assert main(["resume", str(out), "--quiet"]) == code
+    assert json.loads((out / "summary.json").read_bytes())["qps"] == pytest.approx(first["qps"])
+
 
 def test_other_work_is_not_put_into_the_same_folder(servers, tmp_path, capsys):
     scenario, out, calls = tmp_path / "s.yml", tmp_path / "r", tmp_path / "calls.jsonl"
@@ -275,12 +282,13 @@ def test_runs_whose_records_are_behind_a_break_are_done_again(servers, tmp_path)
     ids=str,
 )
 def test_what_cannot_be_continued_is_said_in_one_line(words, said, tmp_path, monkeypatch, capsys):
-    from benchmarks.results import RESULTS_VERSION
+    from benchmarks.results import MANIFEST, MANIFEST_OF_RUNS, RESULTS_VERSION
 
     monkeypatch.chdir(tmp_path)
     for name, version in (("old", 1), ("strange", RESULTS_VERSION)):
         (tmp_path / name).mkdir()
-        document = {"results_version": version, "kind": "dance", "complete": False, "scenario": {}}
+        document = {key: kind() for key, kind in (MANIFEST | MANIFEST_OF_RUNS).items()}
+        document |= {"results_version": version, "kind": "dance"}
         (tmp_path / name / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
 
     assert main(["resume", *words]) == 2

@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,32 @@ def test_errors_break_the_objective_and_are_counted_by_class(command, truth_serv
     assert last["cells"][0]["error_rate"] == pytest.approx(0.3, abs=0.15)
     assert last["broke"]["what"][0]["key"] == "broke_errors"
     assert "http_status" in text
+
+
+def test_a_server_that_answers_nothing_has_no_limit_that_is_known(command):
+    """It answers the first request of all, which only asks whether it is there."""
+    answers = [b'{"category": "x", "confidence": 1, "probabilities": {"x": 1}, "needs_review": false}']
+
+    class Once(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200 if answers else 500)
+            self.end_headers()
+            self.wfile.write(answers.pop() if answers else b"")
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Once) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        code, last, text, _ = command(f"url=http://127.0.0.1:{server.server_port}", "maximum=4", "duration_s=0.5")
+        server.shutdown()
+        thread.join()
+
+    assert (code, last["verdict"]) == (4, "INVALID")
+    assert len(last["cells"]) == 1
+    assert f"None of {last['cells'][0]['requests']} requests succeeded." in text
 
 
 def test_an_objective_that_is_kept_to_the_end_is_said(command, truth_server):

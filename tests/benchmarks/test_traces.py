@@ -349,6 +349,8 @@ def test_tokens_are_counted_by_the_tokenizer_that_is_given(tmp_path):
         (['{"offset_s": 1e999}'], "offset_s", 1),
         (['{"offset_s": NaN}'], "offset_s", 1),
         (['{"offset_s": true}'], "offset_s", 1),
+        pytest.param(['{"offset_s": ' + "9" * 400 + "}"], "offset_s", 1, id="huge"),
+        pytest.param(["[" * 100_000], "(line)", 1, id="deep"),
         (['{"prompt_tokens": 3}'], "offset_s", 1),
         (['{"offset_s": 0}', "", "{"], "(line)", 3),
         (["7"], "(line)", 1),
