@@ -53,6 +53,19 @@ class Lease:
     _left: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
+    def look(self) -> None:
+        """Whether it could be taken, before anything is asked of the cluster that only its holder should ask.
+
+        Raises:
+            LeaseError: Another rollout is under way.
+            ConfigurationError: kubectl or the cluster does not answer, or the rights are missing.
+        """
+        try:
+            self._refuse(json.loads(self._run("get", "lease", NAME, "-o", "json")))
+        except _KubectlError as error:
+            if "NotFound" not in str(error):
+                raise ConfigurationError(f"no Lease can be read in {self.namespace}: {error}") from error
+
     def take(self) -> None:
         """
         Raises:
@@ -111,6 +124,16 @@ class Lease:
         else:
             return
         found = json.loads(self._run("get", "lease", NAME, "-o", "json"))
+        self._refuse(found)
+        document = self._document() | {"metadata": found["metadata"]}
+        try:
+            self._version = _version(self._run("replace", "-f", "-", "-o", "json", document=document))
+        except _KubectlError as error:
+            if "Conflict" not in str(error):
+                raise
+            raise LeaseError(f"the rollout {self.rollout} was just resumed elsewhere") from error
+
+    def _refuse(self, found: dict[str, Any]) -> None:
         holder, theirs = found["spec"]["holderIdentity"], found["metadata"]["annotations"][ROLLOUT]
         if self._is_at_work(found):
             raise LeaseError(f"the rollout {theirs} is at work here ({_who(holder)}): wait until it has ended")
@@ -119,13 +142,6 @@ class Lease:
                 f"the rollout {theirs} was begun by {_who(holder)} and has not ended: `resume` or `rollback` it there; "
                 f"where that is lost, `kubectl delete lease {NAME} -n {self.namespace}`"
             )
-        document = self._document() | {"metadata": found["metadata"]}
-        try:
-            self._version = _version(self._run("replace", "-f", "-", "-o", "json", document=document))
-        except _KubectlError as error:
-            if "Conflict" not in str(error):
-                raise
-            raise LeaseError(f"the rollout {theirs} was just resumed elsewhere") from error
 
     def _is_at_work(self, found: dict[str, Any]) -> bool:
         """Whether its holder renews it. Seen here, not reckoned from ``renewTime``: clocks of machines differ."""
@@ -151,9 +167,21 @@ class Lease:
         with self._mutex:
             if self._left.is_set():
                 return
-            patch = {"metadata": {"resourceVersion": self._version}, "spec": {"renewTime": _now()}}
-            words = ("patch", "lease", NAME, "--type=merge", "-p", json.dumps(patch), "-o", "json")
-            self._version = _version(self._run(*words))
+            try:
+                self._version = self._patched()
+            except _KubectlError as error:
+                if "Conflict" not in str(error):
+                    raise
+                # The answer to an earlier renewal may have been lost.
+                found = json.loads(self._run("get", "lease", NAME, "-o", "json"))
+                if found["spec"]["holderIdentity"] != self.holder:
+                    raise
+                self._version = found["metadata"]["resourceVersion"]
+                self._version = self._patched()
+
+    def _patched(self) -> str:
+        patch = {"metadata": {"resourceVersion": self._version}, "spec": {"renewTime": _now()}}
+        return _version(self._run("patch", "lease", NAME, "--type=merge", "-p", json.dumps(patch), "-o", "json"))
 
     def _document(self) -> dict[str, Any]:
         spec = {"holderIdentity": self.holder, "leaseDurationSeconds": int(DURATION_S), "renewTime": _now()}

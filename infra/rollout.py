@@ -147,6 +147,8 @@ def begin(site: Site, words: Sequence[str], *, plan: bool) -> Rollout | None:
     image = candidate.image or site.text("qwen3-stack:image")
     image = image or image_name(site.root, read_build(site.setting("build")))
     manifests(candidate, read_cluster(site.setting("cluster") or {}, "cluster"), image)  # refuses what cannot run
+    if not plan:
+        lease_of(site, state).look()
     site.refresh()
     replicas = stable_replicas(site)
     way = steps(candidate, replicas)
@@ -156,8 +158,7 @@ def begin(site: Site, words: Sequence[str], *, plan: bool) -> Rollout | None:
 
 def under_lease(site: Site, state: Rollout, verb: str | None = None) -> int:
     """All that changes something; nobody else does so meanwhile."""
-    namespace = read_cluster(site.setting("cluster") or {}, "cluster").namespace
-    lease = Lease(site.kubectl(), namespace, state.id)
+    lease = lease_of(site, state)
     if verb is None:
         site.write(state)  # before the Lease: a kill must leave none that nobody can resume
     try:
@@ -175,6 +176,10 @@ def under_lease(site: Site, state: Rollout, verb: str | None = None) -> int:
         if verb == "rollback":
             return take_back(site, lease, state, "asked for", code=PROMOTED)
         return go_on(site, lease, state)
+
+
+def lease_of(site: Site, state: Rollout) -> Lease:
+    return Lease(site.kubectl(), read_cluster(site.setting("cluster") or {}, "cluster").namespace, state.id)
 
 
 def go_on(site: Site, lease: Lease, state: Rollout) -> int:

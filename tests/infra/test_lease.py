@@ -48,6 +48,7 @@ def test_it_is_held_renewed_and_gone_in_the_end(kubectl, tmp_path):
         assert found(tmp_path)["spec"]["holderIdentity"].split("/")[1] == str(os.getpid())
         assert lease.end() is None
         lease.check()  # an ended one is nobody's to lose
+        lease.look()
 
     assert not (tmp_path / "lease.json").exists()
 
@@ -65,8 +66,10 @@ def test_while_it_is_renewed_nobody_else_gets_it(kubectl, rollout):
     first = Lease(kubectl, "ns", "r1")
     first.take()
 
-    with first, pytest.raises(LeaseError, match=f"the rollout r1 is at work here .*process {os.getpid()}"):
-        Lease(kubectl, "ns", rollout).take()
+    with first:
+        for ask in (Lease.look, Lease.take):
+            with pytest.raises(LeaseError, match=f"the rollout r1 is at work here .*process {os.getpid()}"):
+                ask(Lease(kubectl, "ns", rollout))
 
 
 def test_what_a_dead_process_of_this_machine_left_is_taken_over_at_once(kubectl, dead, monkeypatch):
@@ -111,3 +114,11 @@ def test_what_cannot_be_asked_is_said_in_one_line(command, said):
     with pytest.raises(ConfigurationError, match=said) as caught:
         Lease(command, "ns", "r1").take()
     assert "\n" not in str(caught.value)
+
+
+def test_a_renewal_whose_answer_was_lost_is_no_loss(kubectl):
+    lease = Lease(kubectl, "ns", "r1")
+    lease.take()
+    lease._version = "0"  # another was written, and this is what was heard of last
+
+    lease.check()

@@ -22,11 +22,12 @@ MODEL = Path(__file__).parents[2] / "models/complaints-tiny"
 EACH = 3
 PLANTED = {
     "good": ["model_version=good-{}"],
-    "slower": ["model_version=slower-{}", "resource_limits.cpu_cores=0.25"],
+    "slower": ["model_version=slower-{}"],
     "2 % errors": ["model_version=errors-{}"],
     "wrong weights": ["model_version=other-{}", "model_source=models/complaints-other"],
 }
-"""Kind -> how a candidate differs. All of them, and what runs, are one image; half a core is what runs."""
+"""Kind -> how a candidate differs. All of them, and what runs, are one image, whose faults a version calls up. (Half of
+the CPU is no plant: where the machine is busy with other things, nobody is slower for it.)"""
 # Runs of some seconds on half a core of a shared machine differ by 5 to 40 %: pairs and margins for that.
 GATE = """\
 name: planted
@@ -47,15 +48,16 @@ verdict:
   min_agreement: 0.95
   max_error_rate: 0.005
 """
-ERRORS = """
+FAULTS = """
 
 _create_app = create_app
 
 
 def create_app(engine, config, **options):
     app = _create_app(engine, config, **options)
-    if config.model_version.startswith("errors"):
-        app.add_middleware(_Errors)
+    for name, fault in (("errors", _Errors), ("slower", _Slower)):
+        if config.model_version.startswith(name):
+            app.add_middleware(fault)
     return app
 
 
@@ -71,27 +73,42 @@ class _Errors:
             await send({"type": "http.response.body", "body": b""})
             return
         await self.app(scope, receive, send)
+
+
+class _Slower:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        begun = time.monotonic()
+
+        async def late(message):
+            if message["type"] == "http.response.start" and scope["path"] == "/api/v1/classify":
+                await asyncio.sleep(time.monotonic() - begun)
+            await send(message)
+
+        await self.app(scope, receive, late)
 """
-"""Behind model_server/app.py: a version with a bug that meets one request of fifty."""
+"""Behind model_server/app.py: one request of fifty fails; every answer takes twice as long."""
 
 
 @pytest.fixture(scope="module")
 def planted(server_image, tmp_path_factory):
-    """An image with a bug that an environment's version calls up and with other weights; and the model of these."""
+    """An image with faults that an environment's version calls up and with other weights; and the model of these."""
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(MODEL, folder / "complaints-other")
     _garble(folder / "complaints-other")
-    (folder / "errors.py").write_text(ERRORS)
+    (folder / "faults.py").write_text(FAULTS)
     (folder / "Dockerfile").write_text(
         f"FROM {server_image}\n"
         "USER 0\n"
         "COPY complaints-other /opt/qwen3/models/complaints-other\n"
-        "COPY errors.py /tmp/errors.py\n"
-        "RUN cat /tmp/errors.py >> /opt/qwen3/app/model_server/app.py && rm /tmp/errors.py "
+        "COPY faults.py /tmp/faults.py\n"
+        "RUN cat /tmp/faults.py >> /opt/qwen3/app/model_server/app.py && rm /tmp/faults.py "
         "/opt/qwen3/app/model_server/__pycache__/app.*\n"  # which is trusted without a look at the source
         "USER 65532:65532\n"
     )
-    tag = f"qwen3-server-planted:{hashlib.sha256((server_image + ERRORS).encode()).hexdigest()[:12]}"
+    tag = f"qwen3-server-planted:{hashlib.sha256((server_image + FAULTS).encode()).hexdigest()[:12]}"
     subprocess.run(["docker", "build", "-q", "-t", tag, folder], check=True, capture_output=True)
     return tag, folder / "complaints-other"
 

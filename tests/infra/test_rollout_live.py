@@ -23,6 +23,7 @@ AT_ONCE, TOKENS, CORES = 12, 950, 0.25
 BLUE_GREEN = {
     "rollout": {"strategy": "blue-green", "steps": [100]},
     "resource_limits": {"cpu_cores": CORES, "memory_gb": 0.75, "disk_gb": 1},
+    "serving": {"request_timeout_s": 60, "drain_s": 65},  # a stream that a busy machine holds up is not cut
 }
 NO_DRAIN = """\
 import dataclasses
