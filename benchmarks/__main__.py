@@ -6,9 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from benchmarks.command_line import EXIT_CODES, complain
 from benchmarks.errors import NO_VERDICT, USAGE, BenchmarkError
-from runconfig import ConfigError
 
 # Verb -> the module whose main() takes the words after it, and what it is for.
 VERBS = {
@@ -30,6 +28,8 @@ VERBS = {
 
 
 def usage() -> str:
+    from benchmarks.command_line import EXIT_CODES
+
     lines = "".join(f"  {verb:<10} {what}\n" for verb, (_, what) in VERBS.items())
     return (
         f"usage: python -m benchmarks VERB ...\n\n{__doc__}\n\n{lines}\n"
@@ -46,9 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: there is no verb {verb!r}: use one of {', '.join(VERBS)}", file=sys.stderr)
         return USAGE
     try:
-        code: int = importlib.import_module(VERBS[verb][0]).main(words)
-    except (BenchmarkError, ConfigError, OSError) as error:
-        return complain(error, as_json="--json" in words)
+        # Within, so that Ctrl-C is answered in one line in the second that the imports take, too.
+        from benchmarks.command_line import complain
+        from runconfig import ConfigError
+
+        try:
+            code: int = importlib.import_module(VERBS[verb][0]).main(words)
+        except (BenchmarkError, ConfigError, OSError) as error:
+            return complain(error, as_json="--json" in words)
     except KeyboardInterrupt:
         print("interrupted before anything was measured", file=sys.stderr)
         return NO_VERDICT

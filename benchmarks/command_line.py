@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.config import Language, Scenario
+from benchmarks.deployments import asked_to_stop
 from benchmarks.errors import INVALID, USAGE, BenchmarkError, UsageError
 from benchmarks.progress import Display
 from runconfig import load
@@ -61,7 +62,7 @@ def measure(
 ) -> int:
     """Load the scenario, do ``work``, print its summary; the exit code."""
     scenario = load(model, options.scenario, options.settings)
-    with Display(quiet=options.quiet) as display:
+    with asked_to_stop(), Display(quiet=options.quiet) as display:
         code, summary = work(scenario, display)
     print_result(summary, scenario.lang, as_json=options.json)
     return code

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -103,7 +104,7 @@ def wait_until_ready(deployment: Deployment, limit_s: float = READY_S, poll_s: f
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[None]:
-    """SIGTERM and a closed terminal stop the servers as Ctrl-C does."""
+    """SIGTERM and a closed terminal (unless ``nohup`` has it ignored) end a benchmark as Ctrl-C does."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -111,7 +112,8 @@ def asked_to_stop() -> Iterator[None]:
     before: dict[int, Any] = {}
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None:
+        in_main = threading.current_thread() is threading.main_thread()
+        if number is not None and in_main and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, leave)
     try:
         yield

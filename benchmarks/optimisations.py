@@ -28,7 +28,7 @@ from benchmarks.candidates import (
 )
 from benchmarks.command_line import measure
 from benchmarks.config import Scenario
-from benchmarks.deployments import Command, asked_to_stop, model_server
+from benchmarks.deployments import Command, model_server
 from benchmarks.errors import UsageError
 from benchmarks.progress import Display
 from runconfig import RunConfig, validate
@@ -86,8 +86,7 @@ def main(words: Sequence[str]) -> int:
         "optimisations environments/local.yml pairs=12 all_together=false",
     ).parse_args(words)
     options.settings = [f"environment={options.environment}", *options.settings]
-    with asked_to_stop():
-        return measure(OptimisationsScenario, options, optimisations)
+    return measure(OptimisationsScenario, options, optimisations)
 
 
 def optimisations(

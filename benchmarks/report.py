@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,15 +57,14 @@ def main(words: Sequence[str]) -> int:
         raise UsageError("report needs a results folder: python -m benchmarks report runs/latest")
     if len(folders) > 1:
         text, document = side_by_side(folders, lang)
-        with while_read():
-            if not found.json:
-                print(text)
+    else:
+        text = str(write_report(folders[0], lang))
+        document = {"report": text, "exit_code": 0}
+    with while_read():
+        if not found.json:
+            print(text)
+        if found.json or not sys.stdout.isatty():
             print(json.dumps(document, ensure_ascii=False))
-        return 0
-    path = write_report(folders[0], lang)
-    if not found.json:
-        print(path)
-    print(json.dumps({"report": str(path), "exit_code": 0}))
     return 0
 
 

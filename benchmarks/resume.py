@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from benchmarks.command_line import parser, print_result, words_of
 from benchmarks.config import WATCHED, Scenario
+from benchmarks.deployments import asked_to_stop
 from benchmarks.errors import ResultsError
 from benchmarks.progress import Display
 from benchmarks.results import read_manifest, read_summary
@@ -45,7 +46,7 @@ def main(words: Sequence[str]) -> int:
     work, model = _verb(manifest["kind"])
     folder = found.folder.resolve()
     scenario = validate(model, manifest["scenario"] | moved | {"out": str(folder)}, str(folder / "manifest.json"))
-    with resuming(folder), Display(quiet=found.quiet) as display:
+    with asked_to_stop(), resuming(folder), Display(quiet=found.quiet) as display:
         code, summary = work(scenario, display)
     print_result(summary, scenario.lang, as_json=found.json)
     return code

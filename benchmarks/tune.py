@@ -37,7 +37,7 @@ from benchmarks.candidates import (
 )
 from benchmarks.command_line import measure
 from benchmarks.config import Scenario
-from benchmarks.deployments import Command, asked_to_stop, model_server
+from benchmarks.deployments import Command, model_server
 from benchmarks.progress import Display
 from benchmarks.texts import say, say_finding
 
@@ -91,8 +91,7 @@ def main(words: Sequence[str]) -> int:
         "tune environments/production.yml space='{quantization_bits: [4, 8]}' prepared.8=models/qwen3-0.6b-int8",
     ).parse_args(words)
     options.settings = [f"environment={options.environment}", *options.settings]
-    with asked_to_stop():
-        return measure(TuneScenario, options, tune)
+    return measure(TuneScenario, options, tune)
 
 
 def tune(scenario: TuneScenario, display: Display, command: Command = model_server) -> tuple[int, dict[str, Any]]:

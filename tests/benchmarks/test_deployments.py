@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 
@@ -9,7 +11,7 @@ import psutil
 import pytest
 
 from benchmarks import deployments
-from benchmarks.deployments import deployed, model_server, wait_until_ready
+from benchmarks.deployments import asked_to_stop, deployed, model_server, wait_until_ready
 from benchmarks.errors import DeploymentFailedError
 
 # Ignores SIGTERM, as does its child.
@@ -51,6 +53,19 @@ def test_children_of_a_server_that_crashed_are_stopped_too(tmp_path):
         child = psutil.Process(int((tmp_path / "log").read_text(encoding="utf-8")))
 
     assert psutil.wait_procs([child], timeout=5)[1] == []
+
+
+def test_a_terminal_that_closes_ends_a_benchmark_unless_it_was_started_with_nohup():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with asked_to_stop(), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with asked_to_stop():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_server_that_is_never_ready_is_said_with_the_end_of_its_log(tmp_path):

@@ -164,6 +164,13 @@ def test_every_verb_teaches(verb, capsys):
     assert "examples:" in capsys.readouterr().out
 
 
+def test_ctrl_c_is_heard_before_the_second_that_the_imports_take():
+    """A KeyboardInterrupt while a module is imported that stands above ``main`` would be a traceback."""
+    code = "import sys, benchmarks.__main__; print(sorted({'pydantic', 'rich', 'pandas'} & set(sys.modules)))"
+
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
 def test_flags_may_stand_between_settings(command):
     code, last, _, _ = command(
         "run", CONFIGS / "classify.yml", "--quiet", "url=http://127.0.0.1:1", "--json", "users=2", f"calls={CALLS}"

@@ -59,7 +59,9 @@ def test_a_results_folder_says_where_with_what_and_for_whom_it_was_made(server, 
     assert len(frame) == len((out / "requests.jsonl").read_bytes().splitlines())
 
 
-def test_ctrl_c_keeps_what_there_is_and_marks_it(server, scenario, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_what_there_is_and_marks_it(server, scenario, tmp_path, stop):
+    """Whoever cancels a job of CI sends SIGTERM."""
     out = tmp_path / "r"
     words = [
         sys.executable,
@@ -78,7 +80,7 @@ def test_ctrl_c_keeps_what_there_is_and_marks_it(server, scenario, tmp_path):
     while time.monotonic() < end and b'"measure"' not in (out / "requests.jsonl").read_bytes():
         time.sleep(0.1)
 
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == 3
