@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from cluster_fixture import TINY, Cluster
+from pulumi import automation
 from traffic import KEY
 
 from infra.cluster import ClusterSettings
@@ -14,6 +16,15 @@ PORT, METRICS_PORT = 8000, TINY["serving"]["metrics_port"]
 
 def environment(**changes) -> DeploymentConfig:
     return DeploymentConfig.model_validate(TINY | changes)
+
+
+def engine(verb, *words, **options):
+    """What ``stack.up`` and the like return; where it fails its words, and no traceback through the SDK."""
+    try:
+        return verb(*words, **options)
+    except automation.CommandError as error:
+        said = str(error)[-3000:]
+    return pytest.fail(said, pytrace=False)
 
 
 class LiveSite:

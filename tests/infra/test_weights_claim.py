@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 import pytest
-from live_site import environment
+from live_site import engine, environment
 from pulumi import automation
 from traffic import KEY, call, wait_until
 
@@ -62,17 +62,17 @@ def test_weights_outlive_destroy_and_the_next_up_takes_them_again(cluster, serve
         return call(host) == "whole"
 
     try:
-        stack.up()
+        engine(stack.up)
         first = claim()
         assert first["status"]["phase"] == "Bound"
         wait_until(serves, "an answer from the claim's weights")
 
-        stack.destroy()
+        engine(stack.destroy)
         assert claim()["metadata"]["uid"] == first["metadata"]["uid"]
         left = cluster.get("deployment,service,serviceaccount,hpa", "-n", namespace)["items"]
         assert [each["metadata"]["name"] for each in left] == ["default"]
 
-        stack.up()
+        engine(stack.up)
         assert claim()["metadata"]["uid"] == first["metadata"]["uid"]
         wait_until(serves, "an answer from the same weights")
     finally:
