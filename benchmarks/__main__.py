@@ -16,7 +16,7 @@ VERBS = {
     "compare": ("benchmarks.compare", "compare two servers by interleaved pairs of runs"),
     "gate": ("benchmarks.gate", "PASS, FAIL or NO VERDICT for a candidate, as exit code"),
     "worker": ("benchmarks.worker", "send load for a benchmark that runs on another host"),
-    "trace": ("benchmarks.traces", "make a trace, to be replayed, from the model server's log"),
+    "trace": ("benchmarks.request_log", "make a trace, to be replayed, from the model server's log"),
     "resume": ("benchmarks.resume", "go on with a results folder that was broken off"),
     "stress": ("benchmarks.stress", "more and more load, until an objective breaks"),
     "capacity": ("benchmarks.capacity", "the highest rate that keeps an objective"),

@@ -25,7 +25,7 @@ from benchmarks import manifest
 from benchmarks.calls import calls_of
 from benchmarks.command_line import parser
 from benchmarks.compare import compare
-from benchmarks.config import Language, Scenario
+from benchmarks.config import Scenario
 from benchmarks.deployments import SERVER_VARIABLES, Command, deployed, model_server, wait_until_ready
 from benchmarks.errors import DeploymentFailedError, InterruptedRunError, UsageError
 from benchmarks.progress import Display
@@ -34,7 +34,7 @@ from benchmarks.report import write_report
 from benchmarks.results import RESULTS_VERSION
 from benchmarks.session import Side, point_to_latest, results_folder, resuming, write_json
 from benchmarks.summary import HIGHER_IS_BETTER, shown_candidates
-from benchmarks.texts import say, say_finding
+from benchmarks.texts import Language, say, say_finding
 from benchmarks.verdict import EXIT_CODES, Answer
 from runconfig import read_yaml
 

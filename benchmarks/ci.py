@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.config import Language
 from benchmarks.summary import shown_figures
-from benchmarks.texts import TEXTS, say, say_finding, say_meaning
+from benchmarks.texts import TEXTS, Language, say, say_finding, say_meaning
 
 # Answer -> the element JUnit has for it. What was not decided did not pass, and CI must see that it did not fail.
 ELEMENTS = {"FAIL": "failure", "NO VERDICT": "skipped", "INVALID": "error"}

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.config import Language, Scenario
+from benchmarks.config import Scenario
 from benchmarks.deployments import asked_to_stop
 from benchmarks.errors import INVALID, USAGE, BenchmarkError, UsageError
 from benchmarks.progress import Display
+from benchmarks.texts import Language, say, say_finding, say_meaning
 from runconfig import load
 
 S = TypeVar("S", bound=Scenario)
@@ -125,8 +126,6 @@ def words_of(words: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
 
 
 def _print_for_people(summary: dict[str, Any], lang: Language) -> None:
-    from benchmarks.texts import say, say_finding, say_meaning
-
     print(f"\n{say(summary['verdict'], lang)}  {say_meaning(summary, lang)}")
     if "findings" in summary:
         for finding in summary["findings"]:
@@ -137,8 +136,6 @@ def _print_for_people(summary: dict[str, Any], lang: Language) -> None:
 
 
 def _print_figures(summary: dict[str, Any], lang: Language) -> None:
-    from benchmarks.texts import say
-
     for reason in summary["reasons"]:
         print(f"  {reason}")
     rows = (

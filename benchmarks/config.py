@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from benchmarks.arrivals import Arrivals
+from benchmarks.texts import Language
 from runconfig import RunConfig
 
 Dialect = Literal[
@@ -25,7 +26,6 @@ Dialect = Literal[
     "ollama_stream",
     "ollama_chat_stream",
 ]
-Language = Literal["en", "zh"]
 Metric = Literal[
     "qps",
     "tokens_per_s",

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.config import Language
 from benchmarks.stats import compare_pairs
 from benchmarks.summary import HIGHER_IS_BETTER, EventGaps
-from benchmarks.texts import TEXTS, say
+from benchmarks.texts import TEXTS, Language, say
 
 Plot = dict[str, Any]
 

@@ -16,13 +16,12 @@ import pandas as pd
 from benchmarks import plots
 from benchmarks.ci import statements
 from benchmarks.command_line import parser, while_read, words_of
-from benchmarks.config import Language
 from benchmarks.errors import ResultsError, UsageError
 from benchmarks.plots import Plot
 from benchmarks.results import load, measured_records, read_manifest, read_summary
 from benchmarks.side_by_side import side_by_side
 from benchmarks.summary import EventGaps, event_gaps, shown_candidates, shown_figures
-from benchmarks.texts import TEXTS, say, say_finding, say_meaning
+from benchmarks.texts import TEXTS, Language, say, say_finding, say_meaning
 
 _HERE = Path(__file__).parent
 # Lower is better for all tiles but these.

@@ -14,11 +14,10 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from benchmarks.config import Language
 from benchmarks.manifest import require_same_workload
 from benchmarks.results import read_manifest, read_summary
 from benchmarks.summary import figures_of, sides_of
-from benchmarks.texts import say
+from benchmarks.texts import Language, say
 
 COUNTS = ("total_requests", "error_rate")
 """Shown without a ratio: how much was sent follows from the time it took, and most error rates are 0."""

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.config import Language, Metric
+from benchmarks.config import Metric
 from benchmarks.results import GAPS
 from benchmarks.stats import minimum_samples, percentile, percentile_interval
-from benchmarks.texts import TEXTS, say
+from benchmarks.texts import TEXTS, Language, say
 
 HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"qps", "tokens_per_s"})
 _SUMMARISED = ("latency_scheduled_s", "latency_s", "ttft_scheduled_s", "tpot_s", "output_tokens", "events")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.config import Language
+Language = Literal["en", "zh"]
 
 TEXTS: dict[str, dict[Language, str]] = {
     # verdicts

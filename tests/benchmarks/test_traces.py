@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from benchmarks.__main__ import main
 from benchmarks.arrivals import Arrivals, check_trace, schedule
 from benchmarks.errors import CallsFileError, UsageError
-from benchmarks.traces import convert, nearest_calls, read_trace
+from benchmarks.request_log import convert
+from benchmarks.traces import nearest_calls, read_trace
 
 BOOT = 1_764_000_000.0
 SECRET = "客户说了什么"

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 
 from benchmarks.compare import evaluate, order
-from benchmarks.config import Language, Scenario
+from benchmarks.config import Scenario
 from benchmarks.records import Record
 from benchmarks.results import derive, frame
 from benchmarks.sampler import COLUMNS
-from benchmarks.texts import TEXTS, say_finding
+from benchmarks.texts import TEXTS, Language, say_finding
 
 CATEGORIES = ("网络故障", "账单争议", "服务态度", "物流")
 NO_SAMPLES = pd.DataFrame(columns=list(COLUMNS))
