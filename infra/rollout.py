@@ -172,7 +172,7 @@ def under_lease(site: Site, state: Rollout, verb: str | None = None) -> int:
             site.note(id=state.id, event="begun", overrides=state.overrides, replicas=state.stable)
         else:
             site.note(id=state.id, event=verb, phase=state.phase)
-            site.refresh()  # an interrupted `up` may have made what the state does not know
+            site.recover()
         if verb == "rollback":
             return take_back(site, lease, state, "asked for", code=PROMOTED)
         return go_on(site, lease, state)

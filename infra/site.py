@@ -120,8 +120,7 @@ class Site:
                 raise RolloutError(f"{what}: {reason(str(error))}; all of it: {log.name}") from error
 
     def refresh(self) -> None:
-        """What the cluster has become meanwhile: the autoscaler may have raised the number of instances, and an
-        interrupted ``up`` may have made what the state does not know.
+        """What the cluster has become meanwhile: the autoscaler may have raised the number of instances.
 
         Raises:
             RolloutError: The cluster does not answer.
@@ -132,6 +131,36 @@ class Site:
                 self._alone(lambda: self.stack.refresh(on_output=_into(log), color="never"))
             except automation.CommandError as error:
                 raise RolloutError(f"the cluster's state cannot be read: {reason(str(error))}") from error
+
+    def recover(self) -> None:
+        """After an interruption: the state and the cluster are alike again.
+
+        What an ``up`` was just making when it was killed may be there, and the state only says that it was begun. It is
+        taken into the state, and the refresh drops what is not there; otherwise taking the candidate back would leave
+        it in the cluster, known to nobody.
+
+        Raises:
+            RolloutError: The cluster does not answer.
+            BusyError: Somebody else changes this stack now.
+        """
+        self._alone(self._adopt)
+        self.refresh()
+
+    def _adopt(self) -> None:
+        found = self.stack.export_stack()
+        state: dict[str, Any] = dict(found.deployment or {})
+        pending = state.pop("pending_operations", None)
+        if not pending:
+            return
+        say(f"{len(pending)} objects were being changed when it was interrupted: looking at what became of them")
+        known = {each["urn"] for each in state["resources"]}
+        for operation in pending:
+            resource = operation["resource"]
+            metadata = (resource.get("inputs") or {}).get("metadata") or {}
+            if operation["type"] == "creating" and resource["urn"] not in known and "name" in metadata:
+                path = (metadata["namespace"], metadata["name"]) if "namespace" in metadata else (metadata["name"],)
+                state["resources"].append(resource | {"id": "/".join(path), "outputs": resource["inputs"]})
+        self.stack.import_stack(automation.Deployment(version=found.version, deployment=state))
 
     def resources(self) -> list[Mapping[str, Any]]:
         """Of the stack's state."""

@@ -89,8 +89,8 @@ class Killer:
 
 def main() -> int:
     killer = Killer(*sys.argv[1:3])
-    if "LEASE" in os.environ:
-        Site.refresh = lambda _: None  # a cluster that is a folder cannot be read, only written
+    if "ONLY_WRITTEN" in os.environ:  # a cluster that is a folder cannot be read
+        Site.refresh = Site.recover = lambda _: None
     for owner, name in ((Site, "write"), (Site, "up"), (Site, "forget"), (Site, "note"), (Lease, "end")):
         killer.around(owner, name)
     killer.around(rollout, "gate")

@@ -198,6 +198,7 @@ class FolderSite(StackSite):
         self.lease = folder.parent / "lease.json"
         self.manifests = folder.parent / "manifests"
         env = {**env, "PATH": f"{tools}{os.pathsep}{env['PATH']}", "LEASE": str(self.lease)}
+        env |= {"ONLY_WRITTEN": "1"} if program is None else {}
         settings = {
             "image": automation.ConfigValue(f"registry.example/qwen3-server@sha256:{'a' * 64}"),
             "cluster": automation.ConfigValue(json.dumps({"weights": "image"})),

@@ -163,8 +163,8 @@ def settled(site):
     config = {key: value.value for key, value in site.stack.get_all_config().items()}
     assert "qwen3-stack:rollout" not in config
     assert not site.lease.exists()
-    pending = site.stack.export_stack().deployment.get("pending_operations")
-    assert not pending
+    if "ONLY_WRITTEN" not in site.env:
+        assert not site.stack.export_stack().deployment.get("pending_operations")
     return site.objects(), {key: json.loads(value) for key, value in config.items() if key.endswith("overrides")}
 
 
@@ -238,7 +238,8 @@ def test_a_rollout_that_was_killed_at_any_moment_goes_on_to_the_same_end(quick_s
     assert code == verdicts.get("both", 0), said
     end = settled(site)
     assert (end[0] == before) == bool(code)
-    ends = {}
+    print(f"{len(every)} moments")
+    wrong = []
 
     for moment in every:
         if site.objects() != before:
@@ -246,13 +247,15 @@ def test_a_rollout_that_was_killed_at_any_moment_goes_on_to_the_same_end(quick_s
             site.up()
         killed(site, trace, moment, WORDS)
         if site.setting("rollout") is None:  # before its first word was written, or after the last
-            ends[moment] = (code, settled(site)[0] in (before, end[0]))
-            continue
-        again, said = site.rollout("resume")
-        ends[moment] = (again, settled(site) == end and "Traceback" not in said)
+            again, ended_well = code, settled(site)[0] in (before, end[0])
+        else:
+            again, said = site.rollout("resume")
+            ended_well = settled(site) == end and "Traceback" not in said
+        print(f"{moment:<16} exit code {again}, {'the same end' if ended_well else 'ANOTHER END'}", flush=True)
+        if (again, ended_well) != (code, True):
+            wrong.append(moment)
 
-    print(f"killed at {len(ends)} moments: {', '.join(ends)}")
-    assert {moment: found for moment, found in ends.items() if found != (code, True)} == {}
+    assert wrong == []
 
 
 @pytest.mark.cluster
