@@ -32,7 +32,7 @@ from benchmarks.progress import Display
 from benchmarks.records import Arm
 from benchmarks.report import write_report
 from benchmarks.results import RESULTS_VERSION
-from benchmarks.session import Side, point_to_latest, results_folder, resuming, write_json
+from benchmarks.session import Side, disk_is_not_full, point_to_latest, results_folder, resuming, write_json
 from benchmarks.summary import HIGHER_IS_BETTER, shown_candidates
 from benchmarks.texts import Language, say, say_finding
 from benchmarks.verdict import EXIT_CODES, Answer
@@ -240,18 +240,19 @@ def results(scenario: Scenario, environment: Path | None, kind: str, display: Di
     raw = read_yaml(environment)
     calls_of(scenario)
     keeper = Keeper(scenario, environment, raw, kind, results_folder(scenario))
-    keeper.write(complete=False)
-    write_environment(keeper.reference, raw)
-    display.begin(kind)
-    try:
-        yield keeper
-    except (KeyboardInterrupt, InterruptedRunError) as stop:
+    with disk_is_not_full(keeper.folder):
         keeper.write(complete=False)
-        raise InterruptedRunError(
-            f"interrupted: what was measured until then is in {keeper.folder}, marked as incomplete; go on with "
-            f"python -m benchmarks resume {keeper.folder}"
-        ) from stop
-    keeper.write(complete=True)
+        write_environment(keeper.reference, raw)
+        display.begin(kind)
+        try:
+            yield keeper
+        except (KeyboardInterrupt, InterruptedRunError) as stop:
+            keeper.write(complete=False)
+            raise InterruptedRunError(
+                f"interrupted: what was measured until then is in {keeper.folder}, marked as incomplete; go on with "
+                f"python -m benchmarks resume {keeper.folder}"
+            ) from stop
+        keeper.write(complete=True)
     if scenario.out is None:
         point_to_latest(keeper.folder)
 

@@ -101,6 +101,9 @@ class Session:
         }
         self.folder = results_folder(scenario)
         self._lock = _locked(self.folder)
+        if self.folder.resolve() != _resumed.get():
+            for name in ("manifest.json", "requests.jsonl", "samples.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)  # of a start that came to nothing
         self.runs: list[dict[str, Any]] = []
         self.complete = False
         self._models: dict[Arm, str | None] = {}
@@ -137,7 +140,7 @@ class Session:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._lock)
-            stack.enter_context(_disk_is_not_full(self.folder))
+            stack.enter_context(disk_is_not_full(self.folder))
             self.write_manifest()
             self.display.begin("starting the load generator")
             generator = stack.enter_context(self._generator)
@@ -216,7 +219,7 @@ class Session:
         Raises:
             InvalidRunError: The disk is full.
         """
-        with _disk_is_not_full(self.folder):
+        with disk_is_not_full(self.folder):
             parquet, samples, records = self.folder / "requests.parquet", self.samples(), self.records()
             self._journal_whole = write_parquet(self._journal.path, parquet, self._not_counted())
             samples.to_parquet(self.folder / "samples.parquet", index=False)
@@ -248,7 +251,8 @@ class Session:
         summary["name"] = self.scenario.name
         summary |= {"folder": str(self.folder), "report": str(self.folder / "report.html")}
         self.keep(summary)
-        write_report(self.folder, self.scenario.lang)
+        with disk_is_not_full(self.folder):
+            write_report(self.folder, self.scenario.lang)
         if stopped:
             raise InterruptedRunError(
                 f"interrupted: what was measured until then is in {self.folder}, marked as incomplete"
@@ -421,7 +425,7 @@ def results_folder(scenario: Scenario) -> Path:
     if folder is None:
         stamp = datetime.now(UTC).astimezone().strftime("%Y%m%d-%H%M%S")
         folder = Path("runs") / f"{scenario.name}-{stamp}"
-    if (folder / "manifest.json").exists() and folder.resolve() != _resumed.get():
+    if (folder / "manifest.json").exists() and folder.resolve() != _resumed.get() and not _came_to_nothing(folder):
         raise UsageError(
             f"{folder} holds results already: name another folder with out=, or go on with unfinished ones by "
             f"python -m benchmarks resume {folder}"
@@ -431,6 +435,15 @@ def results_folder(scenario: Scenario) -> Path:
     except OSError as error:
         raise UsageError(f"cannot make the results folder {folder}: {error.strerror or error}") from error
     return folder
+
+
+def _came_to_nothing(folder: Path) -> bool:
+    """No run was finished there, as where the server was not: the next attempt may use its name."""
+    try:
+        manifest = read_manifest(folder)
+    except ResultsError:
+        return False
+    return not manifest["complete"] and manifest.get("runs") == []
 
 
 def point_to_latest(folder: Path) -> None:
@@ -460,7 +473,7 @@ def _finite(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _disk_is_not_full(folder: Path) -> Iterator[None]:
+def disk_is_not_full(folder: Path) -> Iterator[None]:
     """Whatever fails for want of space is said in one line.
 
     Raises:

@@ -21,7 +21,7 @@ from benchmarks.errors import UsageError
 from benchmarks.measure import missed_objectives
 from benchmarks.progress import Display
 from benchmarks.sampler import server_use
-from benchmarks.session import Session, Side
+from benchmarks.session import Session, Side, disk_is_not_full
 from benchmarks.summary import summarise
 from benchmarks.texts import say
 from benchmarks.verdict import EXIT_CODES, Answer
@@ -80,8 +80,9 @@ def smoke(scenario: SmokeScenario, display: Display) -> tuple[int, dict[str, Any
         except KeyboardInterrupt:
             stopped = True
     records, samples = session.records(), session.samples()
-    write_lines(session.folder / "ollama_metrics.jsonl", request_lines(records))
-    write_lines(session.folder / "system_metrics.jsonl", system_lines(samples, session.created_at.timestamp()))
+    with disk_is_not_full(session.folder):
+        write_lines(session.folder / "ollama_metrics.jsonl", request_lines(records))
+        write_lines(session.folder / "system_metrics.jsonl", system_lines(samples, session.created_at.timestamp()))
     runs = [found for found in session.runs if found["phase"] == "measure"]
     one_by_one, at_once = (records[(records["phase"] == "measure") & (records["pair"] == part)] for part in (0, 1))
     summary: dict[str, Any] = summarise(at_once, scenario.users)

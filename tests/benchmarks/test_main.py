@@ -155,6 +155,20 @@ def test_what_cannot_be_measured_is_said_in_one_line(command, server, tmp_path, 
         assert last is None or last["exit_code"] == expected
 
 
+def test_a_start_that_came_to_nothing_leaves_its_folder_to_the_next_one(command, server):
+    once = ("requests=3", "duration_s=null", "warmup_s=0")
+    words = ("run", CONFIGS / "latency.yml", f"url={server.url}", *once, "out=r")
+
+    assert command(*words, "model=no_such_model")[0] == 4
+    assert command(*words, "model=plain")[0] == 0
+    code, _, _, err = command(*words, "model=plain")
+
+    assert (code, "r holds results already" in err) == (2, True)
+    records = pd.read_parquet("r/requests.parquet")
+    assert records["phase"].tolist() == ["probe", "measure", "measure", "measure"]
+    assert records["error"].isna().all()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_teaches(verb, capsys):
     with pytest.raises(SystemExit) as caught:
