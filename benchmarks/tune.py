@@ -38,6 +38,7 @@ from benchmarks.candidates import (
 from benchmarks.command_line import measure
 from benchmarks.config import Scenario
 from benchmarks.deployments import Command, model_server
+from benchmarks.errors import UsageError
 from benchmarks.progress import Display
 from benchmarks.texts import say, say_finding
 
@@ -100,6 +101,9 @@ def tune(scenario: TuneScenario, display: Display, command: Command = model_serv
     Raises:
         BenchmarkError: Nothing could be measured.
     """
+    reason = None if scenario.environment is None else refusal(scenario.environment)
+    if reason is not None:
+        raise UsageError(f"the reference, {scenario.environment}: {reason}")
     with results(scenario, scenario.environment, "tune", display) as keeper:
         candidates = _candidates(scenario, keeper)
         best = _screen(scenario, keeper, candidates, display, command)

@@ -153,6 +153,15 @@ def test_an_environment_that_cannot_be_read_is_said(tuned, environment, calls_fi
         tune(scenario, display, slots_server)
 
 
+def test_an_environment_that_the_server_refuses_is_no_reference(tuned, environment):
+    raw = yaml.safe_load(environment.read_text(encoding="utf-8"))
+    environment.write_text(yaml.safe_dump(raw | {"engin": "x"}), encoding="utf-8")
+
+    with pytest.raises(UsageError, match=r"the reference, .*mine.yml: .*did you mean 'engine'"):
+        tuned("space={max_batch_size: [16]}", "out=r", command=starts_nothing)
+    assert not Path("r").exists()
+
+
 def test_an_interruption_leaves_a_folder_that_says_so(tuned):
     def interrupted(_environment, _port):
         raise KeyboardInterrupt
