@@ -21,6 +21,12 @@ from infra import rollout
 from infra.lease import Lease
 from infra.site import Site
 
+WITHIN_UP = {
+    "within up": r" (creat|updat|delet)(ing|ed)\b",
+    "within creation": r"Deployment qwen3-inference-canary-deployment creating",
+}
+"""Moments, and what the engine has written by then."""
+
 
 class Killer:
     def __init__(self, moment: str, trace: str) -> None:
@@ -48,7 +54,7 @@ class Killer:
         setattr(owner, name, wrapped)
 
     def within_up(self) -> None:
-        """At the first resource that the engine says it is at."""
+        """As soon as the engine says so."""
         method = Site._alone
 
         def wrapped(site, operation):
@@ -56,11 +62,12 @@ class Killer:
             begin, over = log.stat().st_size if log.exists() else 0, threading.Event()
 
             def watch():
+                left = dict(WITHIN_UP)
                 while not over.is_set():
                     text = log.read_bytes()[begin:].decode() if log.exists() else ""
-                    if re.search(r" (creat|updat|delet)(ing|ed)\b", text):
-                        self.moment("within up")
-                        return
+                    for name in [name for name, pattern in left.items() if re.search(pattern, text)]:
+                        del left[name]
+                        self.moment(name)
                     time.sleep(0.02)
 
             thread = threading.Thread(target=watch)

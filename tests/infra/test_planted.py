@@ -84,12 +84,13 @@ class _Slower:
 
         async def late(message):
             if message["type"] == "http.response.start" and scope["path"] == "/api/v1/classify":
-                await asyncio.sleep(time.monotonic() - begun)
+                await asyncio.sleep(3 * (time.monotonic() - begun))
             await send(message)
 
         await self.app(scope, receive, late)
 """
-"""Behind model_server/app.py: one request of fifty fails; every answer takes twice as long."""
+"""Behind model_server/app.py: one request of fifty fails; every answer takes four times as long (twice would leave
+the server half as busy, and then it is as quick as the other)."""
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_blue_and_green_change_places_no_stream_notices_and_another_machine_is_r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["within up#1", "within up#3", "within up#4"])
+@pytest.mark.parametrize("moment", ["within creation#1", "within up#3", "within up#4"])
 def test_a_kill_in_the_middle_of_an_up_is_gone_on_from(site, tmp_path, moment):
     version = f"model_version=after-{moment[-1]}"
     with Streams(site.url, at_once=2, tokens=200) as streams:
@@ -134,7 +134,7 @@ def test_a_kill_in_the_middle_of_an_up_is_gone_on_from(site, tmp_path, moment):
 @pytest.mark.slow
 def test_what_a_killed_up_was_making_is_taken_back_with_the_rest(site, tmp_path):
     before = site.pods()
-    code, said = site.rollout("model_version=lost", program=(str(KILLED), "within up#1", str(tmp_path / "trace")))
+    code, said = site.rollout("model_version=lost", program=(str(KILLED), "within creation#1", str(tmp_path / "trace")))
     assert code == -signal.SIGKILL, said
 
     code, said = site.rollout("rollback")
