@@ -49,6 +49,7 @@ LEAD_S = 0.25
 SILENCE_S = 10.0
 """A worker that says nothing for so long is gone; each reports its progress four times a second."""
 BATCH_BYTES = 2**18
+CHILD = "child"
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Crew:
             self._runner.register_message(name, getattr(self, f"_on_{name}"))
         address = f"{bound}:{self._runner.server.port}"
         for _ in range(self._scenario.workers):
-            command = [sys.executable, "-m", "benchmarks.workers", bound, str(self._runner.server.port)]
+            command = [sys.executable, "-m", "benchmarks.workers", bound, str(self._runner.server.port), CHILD]
             self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr))
         wanted = self._scenario.workers + self._scenario.remote_workers
         if self._scenario.remote_workers:
@@ -218,8 +219,12 @@ def _clock_id() -> str | None:
         return None
 
 
-def work(host: str, port: int) -> None:
-    """Be a worker until the master says that it is over, or is gone."""
+def work(host: str, port: int, *, child: bool = False) -> None:
+    """Be a worker until the master says that it is over, or is gone.
+
+    Args:
+        child: The master started it, and holds the other end of its standard input.
+    """
     environment = Environment()
     control = Control()
     state: dict[str, Any] = {}
@@ -240,7 +245,7 @@ def work(host: str, port: int) -> None:
     runner.register_message("begin", lambda msg, **_: begins.put(msg.data))
     runner.register_message("stop", lambda **_: control.on_stop())
     runner.greenlet.spawn(lambda: _serve(runner, state, control, tasks, begins))
-    if not sys.stdin.isatty():
+    if child:
         gevent.spawn(_leave_with_parent)
     runner.greenlet.join()
 
@@ -249,8 +254,8 @@ def _leave_with_parent() -> None:
     """A master that is killed cannot say goodbye, but its end of the pipe closes."""
     from gevent.fileobject import FileObject
 
-    if FileObject(sys.stdin.buffer, "rb").read() == b"" and os.getppid() == 1:
-        os._exit(1)
+    FileObject(sys.stdin.buffer, "rb").read()
+    os._exit(1)
 
 
 class _Outbox:
@@ -296,4 +301,4 @@ def _serve(
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]))
+    work(sys.argv[1], int(sys.argv[2]), child=CHILD in sys.argv[3:])

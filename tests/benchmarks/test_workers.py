@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -146,6 +147,17 @@ def test_a_worker_that_dies_ends_the_run_with_its_name(server, tmp_path):
         victim = next(child for child in psutil.Process(made.pid).children() if "benchmarks.workers" in child.cmdline())
         os.kill(victim.pid, signal.SIGKILL)
         made.run(Run(run=0, arm="a", pair=0, phase="measure", url=server.url, users=4, duration_s=30))
+
+
+def test_no_worker_outlives_a_master_that_is_killed(server, tmp_path):
+    """It would send the rest of its load beside whatever is measured next."""
+    with pytest.raises(InvalidRunError, match="load generator ended"), _generator(tmp_path, workers=3) as generator:
+        children = psutil.Process(generator.pid).children(recursive=True)
+        threading.Timer(1.0, os.kill, (generator.pid, signal.SIGKILL)).start()
+        generator.run(Run(run=0, arm="a", pair=0, phase="measure", url=server.url, users=3, duration_s=30))
+
+    assert len(children) >= 3
+    assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
 def test_no_worker_is_left_behind(server, tmp_path):
