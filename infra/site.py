@@ -152,7 +152,7 @@ class Site:
         pending = state.pop("pending_operations", None)
         if not pending:
             return
-        say(f"{len(pending)} objects were being changed when it was interrupted: looking at what became of them")
+        say(f"changes under way when it was interrupted: {len(pending)}; looking at what became of them")
         known = {each["urn"] for each in state["resources"]}
         for operation in pending:
             resource = operation["resource"]

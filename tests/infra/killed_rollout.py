@@ -67,7 +67,9 @@ class Killer:
                     text = log.read_bytes()[begin:].decode() if log.exists() else ""
                     for name in [name for name, pattern in left.items() if re.search(pattern, text)]:
                         del left[name]
-                        self.moment(name)
+                        # A second later the API server has the object, and the engine waits for its pods.
+                        if name == "within up" or not over.wait(1):
+                            self.moment(name)
                     time.sleep(0.02)
 
             thread = threading.Thread(target=watch)
