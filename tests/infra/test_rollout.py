@@ -204,7 +204,15 @@ def test_a_rollout_on_the_engine_promotes_and_asks_the_gate_at_each_share(site, 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "moment",
-    ["before note#1", "within creation#1", "within gate#1", "within up#3", "within up#4", "before forget#1"],
+    [
+        "within creation#1",
+        "within gate#1",
+        "within up#3",
+        *(
+            pytest.param(moment, marks=pytest.mark.slow)
+            for moment in ("before note#1", "within up#4", "before forget#1")
+        ),
+    ],
 )
 def test_a_rollout_that_was_killed_goes_on_to_the_same_end(site, tmp_path, moment):
     killed(site, tmp_path / "trace", moment, WORDS)
