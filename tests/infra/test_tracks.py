@@ -87,6 +87,13 @@ def test_the_common_service_reaches_whom_it_should(traffic, reached):
     assert behind(CANARY) == {"canary"}
 
 
+def test_a_gate_meets_one_instance_of_each_track_and_clients_meet_all():
+    found = objects("both")
+
+    assert {found["Service", name]["spec"].get("sessionAffinity") for name in (STABLE, CANARY)} == {"ClientIP"}
+    assert "sessionAffinity" not in found["Service", NAME]["spec"]
+
+
 def test_tracks_share_no_pods_and_no_settings():
     found = objects("both")
     one, other = (found["Deployment", name]["spec"] for name in (NAME, CANARY))
