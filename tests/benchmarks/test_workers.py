@@ -134,7 +134,7 @@ def test_a_clock_that_runs_off_is_related_anew_before_each_run(server, tmp_path)
         marks = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
         away = [arrived[mark] - sent for mark, sent in zip(marks, own["sent_s"], strict=True)]
         assert len(away) == 10
-        assert abs(np.median(away)) < 0.008
+        assert abs(np.median(away)) < 0.015
     assert sorted(part["clock_error_s"] > 0 for part in said["workers"]) == [False, True]
     assert max(part["clock_error_s"] for part in said["workers"]) < 0.02
 
