@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import fcntl
 import gzip
 import json
 import logging
@@ -264,39 +265,52 @@ class _FileLines(_Lines):
         self._compressor: threading.Thread | None = None
 
     def _write(self, line: bytes) -> None:
-        fd = self._current()
-        size = os.fstat(fd).st_size
-        if size and (self._today() > self._day or size + len(line) > self._max_bytes):
-            self._archive()
-            fd = self._current()
-        written = os.write(fd, line)
-        if written < len(line):  # the disk became full in the middle: no torn line stays behind
-            os.ftruncate(fd, os.fstat(fd).st_size - written)
-            raise OSError("the line did not fit on the disk")
+        fd = self._locked()
+        try:
+            size = os.fstat(fd).st_size
+            if size and (self._today() > self._day or size + len(line) > self._max_bytes):
+                self._archive()
+                fd = self._locked()
+            written = os.write(fd, line)
+            if written < len(line):  # the disk became full in the middle: no torn line stays behind
+                os.ftruncate(fd, os.fstat(fd).st_size - written)
+                raise OSError("the line did not fit on the disk")
+        finally:
+            if self._fd is not None:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _current(self) -> int:
-        """The open file; opened anew when it was moved or deleted behind our back."""
-        if self._fd is not None:
+    def _locked(self) -> int:
+        """The open file, for this process alone; opened anew when it was moved or deleted behind our back.
+
+        Without the lock a second server could write into a file that is being compressed, or give its archive a number
+        that has just been used (one of ten thousand lines was lost so, and on a busy machine an archive).
+        """
+        while True:
+            if self._fd is None:
+                self._open()
+            assert self._fd is not None
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if self._path.stat().st_ino == self._inode:
                     return self._fd
             self._close_file()
+
+    def _open(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         status = os.fstat(self._fd)
         self._inode = status.st_ino
         self._day = _day(status.st_mtime) if status.st_size else self._today()
-        return self._fd
 
     def _archive(self) -> None:
         archive = self._directory / f"server-{self._day}-{_number(self._archives()[-1:]) + 1:06d}.jsonl"
         try:
             os.link(self._path, archive)  # unlike rename, it refuses to overwrite
-            if archive.stat().st_nlink > 2:  # another server in this directory archives the same file
-                archive.unlink()
-                return
             self._path.unlink()
-        except (FileExistsError, FileNotFoundError):  # it was faster; the next line sees what came of it
+        except (
+            FileExistsError,
+            FileNotFoundError,
+        ):  # somebody else moves files here; the next line sees what came of it
             return
         except OSError:  # a file system without hard links, or a full one
             self._path.rename(archive)

@@ -216,8 +216,10 @@ def test_a_real_group_shows_its_quota_its_limit_and_its_throttling():
         program = (
             "import sys, time\nfrom model_server import cgroup\n"
             "for group in sys.argv[1:]: open(f'{group}/cgroup.procs', 'w').write('0')\n"
-            "end = time.monotonic() + 1\nwhile time.monotonic() < end: pass\n"
             "group = cgroup.locate()\n"
+            # A second; longer where others leave it less than its quota.
+            "begin = time.monotonic()\n"
+            "while time.monotonic() < begin + (1 if group.throttling().nr_throttled else 20): pass\n"
             "print(group.cpu_quota_cores(), group.memory_limit_bytes(), cgroup.available_threads(8),"
             " group.throttling().nr_throttled)"
         )
