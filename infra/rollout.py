@@ -24,7 +24,7 @@ import yaml
 from infra.image_build import image_name, read_build
 from infra.lease import Lease
 from infra.manifests import manifests, read_cluster
-from infra.site import BusyError, RolloutError, Site, say
+from infra.rollout_site import BusyError, RolloutError, Site, say
 from infra.tracks import CANARY, STABLE, Rollout, Step, read_rollout, steps
 from model_server import capacity, deployment
 from model_server.deployment import DeploymentConfig

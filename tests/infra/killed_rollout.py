@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 from infra import rollout
 from infra.lease import Lease
-from infra.site import Site
+from infra.rollout_site import Site
 
 WITHIN_UP = {
     "within up": r" (creat|updat|delet)(ing|ed)\b",

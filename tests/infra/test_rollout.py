@@ -14,7 +14,7 @@ from stack_site import KEY, PROGRAM, FolderSite, engine, engine_path
 from benchmarks import simulate_rollouts
 from benchmarks.gate import GateScenario
 from infra import rollout
-from infra.site import Site
+from infra.rollout_site import Site
 from infra.tracks import Rollout, versions
 from model_server import deployment
 from runconfig import load

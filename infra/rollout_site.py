@@ -1,4 +1,7 @@
-"""A stack as a rollout uses it: its configuration, ``pulumi up``, and what an interrupted one has left behind."""
+"""A stack as a rollout uses it: its configuration, ``pulumi up``, and what an interrupted one has left behind.
+
+Not infra/site.py: Pulumi puts infra/ on the path of modules, where that would stand before Python's own ``site``.
+"""
 
 from __future__ import annotations
 
