@@ -53,7 +53,7 @@ class Site:
             ConfigurationError: There is no such stack, or no `pulumi`.
         """
         try:
-            stack = automation.select_stack(stack_name=name, work_dir=str(root))
+            stack = _select(root, name)
         except automation.StackNotFoundError as error:
             raise ConfigurationError(
                 f"there is no stack {name!r}: `pulumi stack init {name}` and `pulumi up` first"
@@ -203,6 +203,26 @@ class Site:
                 self.stack.cancel()
             else:
                 return
+
+
+def _select(root: Path, name: str) -> automation.Stack:
+    """The stack; where its state lies in a folder, also after a kill in the middle of a write.
+
+    Pulumi puts the state itself in place at once, but writes the attributes beside it piece by piece, and reads
+    neither when these are empty. It does without them.
+    """
+    try:
+        return automation.select_stack(stack_name=name, work_dir=str(root))
+    except automation.CommandError as error:
+        backend = automation.LocalWorkspace(work_dir=str(root)).who_am_i().url or ""
+        if "failed to load checkpoint: EOF" not in str(error) or not backend.startswith("file://"):
+            raise
+        folder = Path(backend.removeprefix("file://")).expanduser() / ".pulumi" / "stacks"
+        for path in folder.glob(f"*/{name}.json.attrs"):
+            if path.stat().st_size == 0:
+                say(f"a write of the state was interrupted: removing the empty {path}")
+                path.unlink()
+        return automation.select_stack(stack_name=name, work_dir=str(root))
 
 
 def say(text: str) -> None:

@@ -18,8 +18,9 @@ from stack_site import KEY, Streams, classify
 pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(1200)]
 
 KILLED = Path(__file__).with_name("killed_rollout.py")
-AT_ONCE, TOKENS, CORES = 12, 950, 0.25
-"""Streams of 5 to 6 s where two instances serve them; with more of a core this model is through in one."""
+AT_ONCE, TOKENS, CORES = 32, 950, 0.25
+"""Each instance has eight slots, in which such streams take 5 s and more; with more of a core, or fewer of them, this
+model is through before the next pod ends."""
 BLUE_GREEN = {"strategy": "blue-green", "steps": [100]}
 CANARY = {"strategy": "canary", "steps": [50, 100]}
 ENVIRONMENT = {
