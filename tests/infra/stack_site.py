@@ -278,7 +278,7 @@ class Streams:
             try:
                 # A connection for each: a kept one would stay with its instance and know nothing of a rollout.
                 with httpx.stream(
-                    "POST", f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=100
+                    "POST", f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=200
                 ) as answer:
                     for line in answer.iter_lines():
                         last = line or last

@@ -18,14 +18,14 @@ from stack_site import KEY, Streams, classify
 pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(1200)]
 
 KILLED = Path(__file__).with_name("killed_rollout.py")
-AT_ONCE, TOKENS, CORES = 32, 950, 0.25
+AT_ONCE, TOKENS, CORES = 24, 950, 0.25
 """Each instance has eight slots, in which such streams take 5 s and more; with more of a core, or fewer of them, this
 model is through before the next pod ends."""
 BLUE_GREEN = {"strategy": "blue-green", "steps": [100]}
 CANARY = {"strategy": "canary", "steps": [50, 100]}
 ENVIRONMENT = {
     "resource_limits": {"cpu_cores": CORES, "memory_gb": 0.75, "disk_gb": 1},
-    "serving": {"request_timeout_s": 60, "drain_s": 65},  # a stream that a busy machine holds up is not cut
+    "serving": {"request_timeout_s": 120, "drain_s": 125},  # a stream that a busy machine holds up is not cut
 }
 NO_DRAIN = """\
 import dataclasses
