@@ -97,13 +97,11 @@ async def test_requests_survive_the_oom_kill_of_the_engine_and_slots_are_halved(
 
         assert [answer.status_code for answer in answers] == [200] * 8
         assert answers[-1].json()["category"] == "收费争议"
-        # What the ballast had begun to fill may still take the next engine too: each kill halves.
-        kills = model["restarts"]
-        assert kills in {1, 2}
-        assert model["slots"] == 8 >> kills
+        assert model["slots"] == 4
+        assert model["restarts"] == 1
         assert server.processes()[0].pid == http.pid
         assert server.processes()[1].pid != engine.pid
-        assert f"qwen3_engine_restarts_total {kills}.0" in metrics
+        assert "qwen3_engine_restarts_total 1.0" in metrics
     events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
-    assert events.count("slots_halved") == kills
+    assert events.count("slots_halved") == 1
     assert server.process.returncode == 0

@@ -11,21 +11,21 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
 import yaml
 from cluster_fixture import ENGINE, TINY
 from pulumi import automation
+from traffic import KEY, TEXT, Traffic, stream
 
 from model_server.cache import cache_dir
 
 REPOSITORY = Path(__file__).parents[2]
-KEY = "a-key-of-the-tests"
 STACK = "live"
 # Two instances that end within seconds, so that a rollout of them fits a test.
 ENVIRONMENT = TINY | {
@@ -244,49 +244,20 @@ def engine(folder):
 
 def classify(url, key=KEY):
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/api/v1/classify", json={"text": "宽带断了三天没人来修"}, headers=headers, timeout=20)
+    return httpx.post(f"{url}/api/v1/classify", json={"text": TEXT}, headers=headers, timeout=20)
 
 
-class Streams:
+class Streams(Traffic):
     """Streams through the common Service all the time, each some seconds long."""
 
     def __init__(self, url, at_once=4, tokens=60):
-        self.url, self.tokens = url, tokens
-        self.ends = Counter()
-        self.why = []
-        self.spans = []
-        """Of the whole streams: answering instance, begin and end, Unix time."""
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(at_once)]
+        parts = urlsplit(url)
+        super().__init__(partial(stream, parts.hostname, parts.port or 80, tokens, limit_s=200), at_once)
 
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
+    @property
+    def ends(self):
+        return Counter("whole" if answer.what == "whole" else "cut or refused" for answer in self.answers)
 
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self):
-        body = {"model": "complaints-tiny", "stream": True, "max_tokens": self.tokens, "ignore_eos": True}
-        body["messages"] = [{"role": "user", "content": "你好"}]
-        headers = {"Authorization": f"Bearer {KEY}"}
-        while not self._stop.is_set():
-            last, begun = "", time.time()
-            try:
-                # A connection for each: a kept one would stay with its instance and know nothing of a rollout.
-                with httpx.stream(
-                    "POST", f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=200
-                ) as answer:
-                    for line in answer.iter_lines():
-                        last = line or last
-                    end = "whole" if last == "data: [DONE]" else f"{answer.status_code} {last[:200]}"
-            except httpx.HTTPError as error:
-                end = f"{type(error).__name__} {error}"
-            self.ends["whole" if end == "whole" else "cut or refused"] += 1
-            if end == "whole":
-                self.spans.append((begun, time.time()))
-            else:
-                self.why.append(end)
+    @property
+    def why(self):
+        return [answer.what for answer in self.answers if answer.what != "whole"]

@@ -72,11 +72,13 @@ def test_while_it_is_renewed_nobody_else_gets_it(kubectl, rollout):
                 ask(Lease(kubectl, "ns", rollout))
 
 
-def test_what_a_dead_process_of_this_machine_left_is_taken_over_at_once(kubectl, dead, monkeypatch):
+def test_what_a_dead_process_of_this_machine_left_is_taken_over_at_once(kubectl, dead, monkeypatch, tmp_path):
     Lease(kubectl, "ns", "r1", holder=dead).take()
     monkeypatch.setattr(module, "DURATION_S", 1e9)
 
     Lease(kubectl, "ns", "r1").take()
+
+    assert found(tmp_path)["spec"]["holderIdentity"].split("/")[1] == str(os.getpid())
 
 
 def test_what_another_machine_left_is_taken_over_when_nobody_renews_it(kubectl, tmp_path):
@@ -116,9 +118,11 @@ def test_what_cannot_be_asked_is_said_in_one_line(command, said):
     assert "\n" not in str(caught.value)
 
 
-def test_a_renewal_whose_answer_was_lost_is_no_loss(kubectl):
+def test_a_renewal_whose_answer_was_lost_is_no_loss(kubectl, tmp_path):
     lease = Lease(kubectl, "ns", "r1")
     lease.take()
     lease._version = "0"  # another was written, and this is what was heard of last
 
     lease.check()
+
+    assert lease._version == found(tmp_path)["metadata"]["resourceVersion"]
