@@ -23,6 +23,7 @@ from benchmarks.dialects import AnswerError
 
 READ_BYTES = 65536
 WAITED_S = 0.0002  # a poll that took longer had nothing to give at first
+CROWD = 100  # a poll tells the kernel of so many sockets in less than that
 HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -34,34 +35,34 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        loop = gevent.get_hub().loop
-        self._before = self._after = self._now()
+        self._loop = gevent.get_hub().loop
+        # Clock and CPU time when the last turn's poll had ended, when this turn's began, and when it ended.
+        self._last = self._begun = self._ended = (time.perf_counter(), time.thread_time())
         # Not loop.now(): whoever starts a timer sets that. Last before the poll, after gevent's own callbacks; and
         # first after it, before any greenlet. Priorities of libev are -2 to 2.
-        self._watchers = [loop.prepare(ref=False, priority=-2), loop.check(ref=False, priority=2)]
+        self._watchers = [self._loop.prepare(ref=False, priority=-2), self._loop.check(ref=False, priority=2)]
         for watcher, note in zip(self._watchers, (self._about_to_poll, self._polled), strict=True):
             watcher.start(note)
-        self._worked_s = 0.0
-        self._waited = False
+        self._crowded = False
 
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        """On the clock and of CPU: a poll that only tells the kernel of a thousand sockets takes 1 ms, but of CPU."""
-        return time.perf_counter(), time.thread_time()
+    # These two run in every turn, so they only note the times; asking for CPU time is a call of the kernel.
 
     def _about_to_poll(self) -> None:
-        self._before = self._now()
-        self._worked_s = self._before[0] - self._after[0]
+        self._crowded = self._loop.activecnt > CROWD
+        self._last = self._ended
+        self._begun = (time.perf_counter(), time.thread_time() if self._crowded else 0.0)
 
     def _polled(self) -> None:
-        self._after = self._now()
-        slept = (self._after[0] - self._before[0]) - (self._after[1] - self._before[1])
-        self._waited = slept > WAITED_S
+        self._ended = (time.perf_counter(), time.thread_time() if self._crowded else 0.0)
 
     def window_s(self) -> float:
         """Seconds before now in which what is read now may have come."""
-        since = time.perf_counter() - self._after[0]
-        return since if self._waited else since + (self._after[0] - self._before[0]) + self._worked_s
+        since = time.perf_counter() - self._ended[0]
+        polled = self._ended[0] - self._begun[0]
+        # On the clock less of CPU: a poll that only tells the kernel of a thousand sockets takes 1 ms, but of CPU.
+        if polled - (self._ended[1] - self._begun[1]) > WAITED_S:
+            return since
+        return since + polled + (self._begun[0] - self._last[0])
 
 
 class Arrival:
