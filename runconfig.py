@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -44,7 +44,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 def load(
     model: type[Config],
-    path: Path,
+    path: Path | None,
     overrides: Sequence[str] = (),
     *,
     environ: Mapping[str, str] | None = None,
@@ -53,6 +53,7 @@ def load(
     """Read ``path``, apply ``PREFIX_SECTION__KEY`` variables, then words such as ``serving.port=9000``.
 
     Args:
+        path: None where words alone make the configuration.
         environ: Where variables are looked up; the process's own when None.
         env_prefix: For example ``MODEL_SERVER_``; None reads no variables.
 
@@ -60,7 +61,7 @@ def load(
         ConfigError: The file is missing or not YAML, an override has no ``=``, or a key is unknown,
             missing, of the wrong type or out of range. All problems are reported at once.
     """
-    raw = read_yaml(path)
+    raw = {} if path is None else read_yaml(path)
     words: dict[tuple[str, ...], tuple[str, str]] = {}
     if env_prefix is not None:
         for name, value in sorted((os.environ if environ is None else environ).items()):
@@ -79,7 +80,7 @@ def load(
             path_of = tuple(map(str, problem["loc"]))
             if problem["type"] == "string_type" and path_of in words:
                 _place(raw, path_of, words[path_of][1])
-        return validate(model, raw, str(path), words)
+        return validate(model, raw, "the command line" if path is None else str(path), words)
 
 
 def validate(
@@ -110,11 +111,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is not YAML, or holds something other than a mapping.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  a SafeLoader
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    raw = _parsed(text, f"{path} is")
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -136,12 +138,29 @@ class _UniqueKeys(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key must be a single value, got {key!r}", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is there twice: keep one", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str, what_is: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeys)  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what_is} not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{what_is} not valid YAML: nested too deeply") from error
+    # PyYAML lets through what Python's own types say: ValueError of a 13th month, KeyError of `!!bool x`,
+    # AttributeError of `!!timestamp x`.
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{what_is} not valid YAML: a value does not fit its type ({error})") from error
 
 
 def _assign(
@@ -151,10 +170,7 @@ def _assign(
     word: str,
     words: dict[tuple[str, ...], tuple[str, str]],
 ) -> None:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{word}: the value is not valid YAML: {error}") from error
+    value = _parsed(text, f"{word}: the value is")
     try:
         _place(raw, keys, value)
     except TypeError as error:

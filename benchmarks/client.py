@@ -56,7 +56,7 @@ from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
 from benchmarks.sse import EventReader
 from benchmarks.stats import percentile
 from benchmarks.traces import read_tokenizer
-from benchmarks.wire import HEAD_END, Arrival, Body, arriving, read_whole, turns, without_optional_space
+from benchmarks.wire import HEAD_END, Arrival, Body, read_whole, turns, without_optional_space
 
 LAG_TICK_S = 0.01
 LOOK_UP_S = 0.5  # the dispatcher sees a stop in a pause of its schedule after so long
@@ -276,7 +276,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
             keep = False
             try:
                 response, at = self._begin(arrival, request, record)
-                location = self._read(arriving(arrival, response, at), response, record)
+                location = self._read(Body(arrival, response, at), response, record)
                 keep = not response.should_close()
                 return location
             except _SilentCloseError:
@@ -357,22 +357,31 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         """Read events as they arrive. Parsing JSON waits until the stream has ended: it would delay the others."""
         origin = self.load.plan.origin
         reader = self.api.reader()
-        ended = self.api.end.search
+        ends = self.api.ends
         broken: Exception | None = None
         seen = 0
         windows: dict[float, float] = {}
+
+        def take(data: bytes, at: float) -> bool:
+            """Whether the end mark is there."""
+            nonlocal seen
+            reader.feed(data, at - origin)
+            record.bytes += len(data)
+            new = len(reader.events) - seen
+            if new == 0:
+                return False
+            seen += new
+            if new > 1:
+                windows[at - origin] = turns().window_s()
+            return bool(ends(reader.events[-1].data))
+
         patience = gevent.Timeout(AFTER_END_S)
         try:
+            body.follow(take)
+            # To the last chunk: a connection closed before it is lost for the next request.
+            patience.start()
             for data, at in body:
-                reader.feed(data, at - origin)
-                record.bytes += len(data)
-                if len(reader.events) > seen:
-                    if len(reader.events) > seen + 1:
-                        windows[at - origin] = turns().window_s()
-                    seen = len(reader.events)
-                    if not patience.pending and ended(reader.events[-1].data):
-                        # To the last chunk: a connection closed before it is lost for the next request.
-                        patience.start()
+                take(data, at)
         except (OSError, HTTPParseError, zlib.error) as error:
             broken = error
         except gevent.Timeout as timeout:

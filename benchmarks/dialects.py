@@ -48,7 +48,9 @@ class Delta(NamedTuple):
     """The end mark of dialects that have it inside an event."""
 
 
-DONE = re.compile(rb"^\s*\[DONE\]\s*$")
+def says_done(data: bytes) -> bool:
+    """The end mark of OpenAI's API, which is no JSON."""
+    return data.strip() == b"[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class Api:
     body: Callable[[Scenario, Call, str | None, int], Json]
     delta: Callable[[Json], Delta] | None = None
     reader: Callable[[], Reader] = EventReader
-    end: re.Pattern[bytes] = DONE
-    """Found in the event that ends the stream."""
+    ends: Callable[[bytes], object] = says_done
+    """Whether an event is the one that ends the stream."""
 
 
 def request_body(scenario: Scenario, call: Call, model: str | None, max_tokens: int | None = None) -> bytes:
@@ -121,43 +123,43 @@ def read_stream(
     texts: list[tuple[float, str, bool]] = []
     counted_first: int | None = None
     done = False
-    for event in events:
-        if api.end is DONE and DONE.search(event.data):
-            record.end_s, done = event.at, True
+    for at, data, kind in events:
+        if api.ends is says_done and says_done(data):
+            record.end_s, done = at, True
             break
-        if not event.data.strip():
+        if not data.strip():
             continue
-        chunk = _object(event.data, "an event")
-        if event.type == b"error" or chunk.get("error") or chunk.get("object") == "error":
+        chunk = _object(data, "an event")
+        if kind == b"error" or chunk.get("error") or chunk.get("object") == "error":
             raise AnswerError("error_event", _message(chunk))
         try:
-            delta = api.delta(chunk)
+            content, reasoning, output_tokens, prompt_tokens, finish_reason, last = api.delta(chunk)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            if event.type != b"message":
+            if kind != b"message":
                 continue  # a ping, or what else a server may say beside the answer
             raise AnswerError("malformed", f"an event lacks a field or has a wrong type: {error!r}") from error
-        if delta.finish_reason is not None:
-            record.finish_reason = delta.finish_reason
-        if delta.finish_reason in {"error", "abort"}:
-            raise AnswerError("error_event", f"finish_reason is {delta.finish_reason}")
-        if delta.prompt_tokens is not None:
-            record.prompt_tokens = delta.prompt_tokens
-        if delta.output_tokens is not None:
-            record.output_tokens, record.token_source = delta.output_tokens, "server"
-        if delta.reasoning or delta.content:
+        if finish_reason is not None:
+            record.finish_reason = finish_reason
+            if finish_reason in {"error", "abort"}:
+                raise AnswerError("error_event", f"finish_reason is {finish_reason}")
+        if prompt_tokens is not None:
+            record.prompt_tokens = prompt_tokens
+        if output_tokens is not None:
+            record.output_tokens, record.token_source = output_tokens, "server"
+        if reasoning or content:
             if record.first_token_s is None:
-                record.first_token_s = event.at
-            if event.at == record.first_token_s:
-                counted_first = delta.output_tokens
-            record.last_token_s = event.at
+                record.first_token_s = at
+            if at == record.first_token_s:
+                counted_first = output_tokens
+            record.last_token_s = at
             record.events += 1
-            record.event_times_s.append(round(event.at, 6))
-            if delta.reasoning:
-                texts.append((event.at, delta.reasoning, False))
-            if delta.content:
-                texts.append((event.at, delta.content, True))
-        if delta.last:
-            record.end_s, done = event.at, True
+            record.event_times_s.append(round(at, 6))
+            if reasoning:
+                texts.append((at, reasoning, False))
+            if content:
+                texts.append((at, content, True))
+        if last:
+            record.end_s, done = at, True
             break
     if not done:
         raise AnswerError("truncated", f"the stream ended without its end mark after {record.events} events with text")
@@ -345,9 +347,9 @@ APIS: dict[Dialect, Api] = {
     "chat_stream": Api("/v1/chat/completions", _chat_stream, _openai_delta),
     "completions_stream": Api("/v1/completions", _completions, _openai_delta),
     "lmdeploy_stream": Api("/generate", _lmdeploy, _lmdeploy_delta),
-    "llamacpp_stream": Api("/completion", _llamacpp, _llamacpp_delta, end=_STOP),
-    "ollama_stream": Api("/api/generate", _ollama, _ollama_delta, LineReader, _OLLAMA_DONE),
-    "ollama_chat_stream": Api("/api/chat", _ollama_chat, _ollama_delta, LineReader, _OLLAMA_DONE),
+    "llamacpp_stream": Api("/completion", _llamacpp, _llamacpp_delta, ends=_STOP.search),
+    "ollama_stream": Api("/api/generate", _ollama, _ollama_delta, LineReader, _OLLAMA_DONE.search),
+    "ollama_chat_stream": Api("/api/chat", _ollama_chat, _ollama_delta, LineReader, _OLLAMA_DONE.search),
 }
 
 

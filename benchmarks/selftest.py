@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import pandas as pd
-import yaml
 from pydantic import Field
 
 from benchmarks.command_line import parser
@@ -32,7 +31,7 @@ from benchmarks.results import derive, read_journal
 from benchmarks.truth_server.answers import SPLIT_TAGS, VOCABULARY
 from benchmarks.truth_server.modes import COMBINATIONS, MODES, OLLAMA, OPENAI, declared, split
 from benchmarks.truth_server.running import TruthServer, running
-from runconfig import RunConfig, validate
+from runconfig import RunConfig, load
 
 DESCRIPTION = """\
 Start a server whose every token time is known, drive the real client through it in every way to answer that HTTP, the
@@ -126,7 +125,7 @@ def main(words: Sequence[str]) -> int:
     )
     found.add_argument("settings", nargs="*", metavar="key=value")
     options = found.parse_intermixed_args(words)
-    settings = _settings(options.settings)
+    settings = load(Settings, None, options.settings)
     cells = cells_of(settings)
     begin = time.monotonic()
     with Display(quiet=options.quiet or options.json) as display:
@@ -140,16 +139,6 @@ def main(words: Sequence[str]) -> int:
         print(_sentence(summary))
     print(json.dumps(summary, ensure_ascii=False))
     return int(summary["exit_code"])
-
-
-def _settings(words: Sequence[str]) -> Settings:
-    raw: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise UsageError(f"expected key=value, got {word!r}; keys: {', '.join(Settings.model_fields)}")
-        raw[key] = value if key in {"dialect", "mode", "out"} else yaml.safe_load(value)
-    return validate(Settings, raw, "the command line")
 
 
 def cells_of(settings: Settings) -> list[Cell]:

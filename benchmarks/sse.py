@@ -50,6 +50,17 @@ class EventReader:
         self._start = True
 
     def feed(self, data: bytes, at: float) -> None:
+        # What nearly every read of a stream is, one whole event of one line, at half the cost.
+        if (
+            data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n")
+            and b"\r" not in data
+            and not (self._tail or self._data or self._type)
+        ):
+            self._start = self._after_cr = False
+            self.events.append(Event(at, data[6:-2]))
+            return
         if self._after_cr and data[:1] == b"\n":
             data = data[1:]
         if not data:

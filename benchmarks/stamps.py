@@ -26,6 +26,13 @@ def ask_for(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
 
 
+# Linux begins to stamp some time after the first socket asked, in a work queue (net_enable_timestamp), and ends with
+# the last one. One that asks as long as this process lives keeps first events from going without.
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as _asking:
+    ask_for(_asking)
+    _asking.detach()
+
+
 def moment(notes: Iterable[tuple[int, int, bytes]], now: float) -> float:
     """When the last segment came of what ``recvmsg`` read with ``notes``; ``now`` where there is no stamp.
 

@@ -10,12 +10,13 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import gevent
 import gevent.ssl
+from gevent.hub import Waiter
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPResponse
 
 from benchmarks import stamps
@@ -36,33 +37,39 @@ class Turns:
 
     def __init__(self) -> None:
         self._loop = gevent.get_hub().loop
-        # Clock and CPU time when the last turn's poll had ended, when this turn's began, and when it ended.
-        self._last = self._begun = self._ended = (time.perf_counter(), time.thread_time())
+        # perf_counter when the last turn's poll had ended, when this turn's began, and when it ended; what thread_time
+        # the poll took.
+        self._last = self._begun = self._ended = time.perf_counter()
+        self._cpu_s = 0.0
+        self._crowded = False
         # Not loop.now(): whoever starts a timer sets that. Last before the poll, after gevent's own callbacks; and
         # first after it, before any greenlet. Priorities of libev are -2 to 2.
         self._watchers = [self._loop.prepare(ref=False, priority=-2), self._loop.check(ref=False, priority=2)]
         for watcher, note in zip(self._watchers, (self._about_to_poll, self._polled), strict=True):
             watcher.start(note)
-        self._crowded = False
 
     # These two run in every turn, so they only note the times; asking for CPU time is a call of the kernel.
 
     def _about_to_poll(self) -> None:
-        self._crowded = self._loop.activecnt > CROWD
         self._last = self._ended
-        self._begun = (time.perf_counter(), time.thread_time() if self._crowded else 0.0)
+        self._crowded = self._loop.activecnt > CROWD
+        if self._crowded:
+            self._cpu_s = -time.thread_time()
+        self._begun = time.perf_counter()
 
     def _polled(self) -> None:
-        self._ended = (time.perf_counter(), time.thread_time() if self._crowded else 0.0)
+        self._ended = time.perf_counter()
+        if self._crowded:
+            self._cpu_s += time.thread_time()
 
     def window_s(self) -> float:
         """Seconds before now in which what is read now may have come."""
-        since = time.perf_counter() - self._ended[0]
-        polled = self._ended[0] - self._begun[0]
+        since = time.perf_counter() - self._ended
+        polled = self._ended - self._begun
         # On the clock less of CPU: a poll that only tells the kernel of a thousand sockets takes 1 ms, but of CPU.
-        if polled - (self._ended[1] - self._begun[1]) > WAITED_S:
+        if polled - (self._cpu_s if self._crowded else 0.0) > WAITED_S:
             return since
-        return since + polled + (self._begun[0] - self._last[0])
+        return since + polled + (self._begun - self._last)
 
 
 class Arrival:
@@ -111,6 +118,39 @@ class Arrival:
                 continue
             return data, stamps.moment(notes, time.perf_counter())
 
+    def follow(self, take: Callable[[bytes, float], bool]) -> None:
+        """Give ``take`` what each read would give, until it returns True.
+
+        It runs in the loop's own turn and must not wait: two changes of greenlets less for each event of a stream.
+        """
+        if not self._plain:
+            while not take(*self.read()):
+                pass
+            return
+        receive = self.connection._sock.recvmsg  # noqa: SLF001
+        done = Waiter(self._hub)
+        watcher = self.connection._read_event  # noqa: SLF001
+
+        def readable() -> None:
+            try:
+                data, notes, _, _ = receive(READ_BYTES, stamps.SPACE)
+                if not take(data, stamps.moment(notes, time.perf_counter())):
+                    return
+            except BlockingIOError:
+                return
+            except Exception as error:  # whoever waits is to have it, not the loop
+                watcher.stop()
+                done.throw(error)
+                return
+            watcher.stop()
+            done.switch(None)
+
+        watcher.start(readable)
+        try:
+            done.get()
+        finally:
+            watcher.stop()
+
 
 @cache
 def turns() -> Turns:
@@ -118,33 +158,54 @@ def turns() -> Turns:
     return Turns()
 
 
-Body = Iterator[tuple[bytes, float]]
-"""Parts of a body, decompressed, each with the moment when it came (perf_counter)."""
+class Body:
+    """Of an answer, decompressed: iterating gives its parts as they arrive, each with that moment (perf_counter).
 
+    ``HTTPSocketResponse.read(n)`` would wait for n bytes; this gives what is there, through the same parser.
 
-def arriving(arrival: Arrival, response: HTTPResponse, at: float) -> Body:
-    """The body, as each read from the socket gives it; ``at`` is when what came with the headers came.
-
-    ``HTTPSocketResponse.read(n)`` would wait for n bytes; this reads what is there, through the same parser.
+    Args:
+        at: When what came with the headers came.
     """
-    coding = str(response.get("content-encoding") or "identity").lower()
-    if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
-        raise AnswerError("malformed", f"content-encoding {coding!r} was not asked for and cannot be read")
-    unpack = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
-    body: bytearray = response._body_buffer  # noqa: SLF001
-    while True:
-        if body:
-            data = bytes(body)
-            body.clear()
-            if unpack is not None:
-                data = unpack.decompress(data)
-            yield data, at
-        if response.message_complete:
+
+    def __init__(self, arrival: Arrival, response: HTTPResponse, at: float) -> None:
+        coding = str(response.get("content-encoding") or "identity").lower()
+        if coding not in {"identity", "gzip", "x-gzip", "deflate"}:
+            raise AnswerError("malformed", f"content-encoding {coding!r} was not asked for and cannot be read")
+        self._unpack = None if coding == "identity" else zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._arrival, self._response, self._at = arrival, response, at
+        self._buffer: bytearray = response._body_buffer  # noqa: SLF001
+
+    def __iter__(self) -> Iterator[tuple[bytes, float]]:
+        if data := self._unpacked():
+            yield data, self._at
+        while not self._response.message_complete:
+            received, at = self._arrival.read()
+            if data := self._decoded(received):
+                yield data, at
+
+    def follow(self, take: Callable[[bytes, float], bool]) -> None:
+        """Give ``take`` each part until it returns True or there are no more; see :meth:`Arrival.follow`."""
+        if (data := self._unpacked()) and take(data, self._at):
             return
-        received, at = arrival.read()
-        response.feed(received)
-        if not received and not response.message_complete:
+        response, decoded = self._response, self._decoded
+
+        def received(segment: bytes, at: float) -> bool:
+            data = decoded(segment)
+            return bool(data and take(data, at)) or response.message_complete
+
+        if not response.message_complete:
+            self._arrival.follow(received)
+
+    def _decoded(self, received: bytes) -> bytes:
+        self._response.feed(received)
+        if not received and not self._response.message_complete:
             raise HTTPConnectionClosed("the connection was closed in the body")
+        return self._unpacked()
+
+    def _unpacked(self) -> bytes:
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data if self._unpack is None else self._unpack.decompress(data)
 
 
 def read_whole(body: Body) -> tuple[bytes, float]:

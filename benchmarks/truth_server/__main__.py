@@ -9,26 +9,16 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import yaml
 
 from benchmarks.truth_server import modes
 from benchmarks.truth_server.server import Server
 from benchmarks.truth_server.settings import Truth
-from runconfig import ConfigError, validate
+from runconfig import ConfigError, load
 
 
 def main(words: Sequence[str]) -> int:
-    raw: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            print(f"error: expected KEY=VALUE, got {word!r}", file=sys.stderr)
-            return 2
-        raw[key] = yaml.safe_load(value)
     try:
-        truth = validate(Truth, raw, "the command line")
+        truth = load(Truth, None, words)
         modes.split(truth.mode)
     except ConfigError as error:
         print(error, file=sys.stderr)
