@@ -9,8 +9,10 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from cluster_fixture import tools_env
+from traffic import Traffic
 
 LEFT_S = 2.0
 PRE_STOP_S = 5.0
@@ -29,11 +31,19 @@ class End:
 
 
 class PodEnds:
-    """Watches a namespace within its context; :meth:`ends` afterwards."""
+    """Watches a namespace within its context; :meth:`ends` afterwards.
 
-    def __init__(self, cluster, namespace):
+    Args:
+        ask: Address of a pod -> what became of one stream. Each pod has ``clients`` of its own from when it is ready
+            until it is deleted, beside those that come by the Service: a track that has had no traffic for longer than
+            a stream lasts would otherwise end with nothing that could be cut.
+    """
+
+    def __init__(self, cluster, namespace, ask=None, clients=0):
         self._kubectl = ["kubectl", "--kubeconfig", str(cluster.kubeconfig), "-n", namespace]
         self._logs = {}
+        self._ask, self._clients = ask, clients
+        self._own = {}
 
     def __enter__(self):
         words = ["get", "pods", "-l", "app=qwen3-inference", "--watch", "-o", "json"]
@@ -46,6 +56,13 @@ class PodEnds:
         self._watch.terminate()
         self._thread.join()
         self._watch.communicate()
+        for traffic in self._own.values():
+            traffic.__exit__()
+
+    @property
+    def answers(self):
+        """Of the pods' own clients."""
+        return [answer for traffic in self._own.values() for answer in traffic.answers]
 
     def ends(self):
         """One of each pod that was deleted, once its log is over."""
@@ -60,10 +77,22 @@ class PodEnds:
             pod, _ = decoder.raw_decode(text)
             text = ""
             name = pod["metadata"]["name"]
+            if self._ask is not None:
+                self._keep_busy(name, pod)
             if "deletionTimestamp" in pod["metadata"] and name not in self._logs:
                 # Into a file: a pipe that nobody reads would hold the log back until its pod is gone.
                 file = tempfile.TemporaryFile("w+")  # noqa: SIM115
                 self._logs[name] = (time.time(), file, self._start("logs", "--follow", name, into=file))
+
+    def _keep_busy(self, name, pod):
+        if "deletionTimestamp" in pod["metadata"]:
+            if name in self._own:
+                self._own[name].at_once = 0
+            return
+        conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", [])}
+        if conditions.get("Ready") == "True" and name not in self._own:
+            self._own[name] = Traffic(partial(self._ask, pod["status"]["podIP"]), self._clients)
+            self._own[name].__enter__()
 
     def _end(self, pod, deleted, file, log):
         log.wait(timeout=120)
