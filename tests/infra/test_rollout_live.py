@@ -21,10 +21,11 @@ from traffic import KEY, stream
 pytestmark = [pytest.mark.cluster, pytest.mark.docker, pytest.mark.timeout(1200)]
 
 KILLED = Path(__file__).with_name("killed_rollout.py")
-AT_ONCE, OWN, CORES = 8, 6, 0.25
-"""Streams by the Service, and to each instance itself, whose eight slots such a part of a core fills."""
+AT_ONCE, OWN, CORES = 8, 16, 0.25
+"""Streams by the Service, and to each instance itself: its eight slots and as many that wait, so that what it has
+accepted when it is deleted takes such a part of a core seconds, also without any new ones."""
 TOKENS = (650, 750, 850, 950)
-"""Of streams that take 5 s and more; of several lengths, so that an instance's do not all end at one moment."""
+"""Of several lengths, so that an instance's streams do not all end at one moment."""
 BLUE_GREEN = {"strategy": "blue-green", "steps": [100]}
 CANARY = {"strategy": "canary", "steps": [50, 100]}
 ENVIRONMENT = {
