@@ -221,12 +221,12 @@ def test_not_a_number_among_log_probabilities_is_read():
 
 def test_an_end_mark_inside_a_text_ends_nothing():
     text = 'say "stop": true or "done":true or [DONE]'
-    assert not APIS["llamacpp_stream"].end.search(json.dumps({"content": text, "stop": False}).encode())
-    assert not APIS["ollama_stream"].end.search(json.dumps({"response": text, "done": False}).encode())
-    assert not APIS["chat_stream"].end.search(json.dumps(delta(text)).encode())
-    assert APIS["llamacpp_stream"].end.search(b'{"content":"","stop": true}')
-    assert APIS["ollama_stream"].end.search(b'{"done":true}')
-    assert APIS["chat_stream"].end.search(b" [DONE] ")
+    assert not APIS["llamacpp_stream"].ends(json.dumps({"content": text, "stop": False}).encode())
+    assert not APIS["ollama_stream"].ends(json.dumps({"response": text, "done": False}).encode())
+    assert not APIS["chat_stream"].ends(json.dumps(delta(text)).encode())
+    assert APIS["llamacpp_stream"].ends(b'{"content":"","stop": true}')
+    assert APIS["ollama_stream"].ends(b'{"done":true}')
+    assert APIS["chat_stream"].ends(b" [DONE] ")
 
 
 def test_answers_are_written_down_only_where_asked_and_are_recognised_anyway():

@@ -600,7 +600,7 @@ def test_what_is_not_http_or_not_a_request_harms_nobody(server):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"), [("tokens=0", "tokens"), ("mode=nosuch", "nosuch"), ("nonsense", "KEY=VALUE")]
+    ("word", "said"), [("tokens=0", "tokens"), ("mode=nosuch", "nosuch"), ("nonsense", "key=value")]
 )
 def test_a_wrong_setting_ends_in_one_line(word, said):
     done = subprocess.run(
