@@ -3,11 +3,12 @@
 PYTHON ?= python3
 CACHE ?= $(HOME)/.cache/qwen3-stack
 CALLS ?= data/calls.jsonl
+ENVIRONMENT ?= local
 BIN := .venv/bin
 export QWEN3_STACK_CACHE := $(CACHE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix figures lock clean training-env export-env lmdeploy-env policy-env ollama
+.PHONY: help setup demo deploy undeploy test check fix figures lock clean training-env export-env lmdeploy-env policy-env ollama
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +27,12 @@ setup: .venv/.ready  ## the default environment: server, benchmarks, infra; no t
 
 demo: setup  ## two deployments, measured against each other on Chinese complaint calls (CALLS=my.jsonl)
 	@$(BIN)/python -m benchmarks.demo calls=$(CALLS)
+
+deploy: setup  ## a server on this machine, in an environment of its own (ENVIRONMENT=local)
+	@$(BIN)/python -m infra.agent deploy $(ENVIRONMENT)
+
+undeploy: setup  ## stop it, remove all that was made for it, and end the agent
+	@$(BIN)/python -m infra.agent cleanup $(ENVIRONMENT) && $(BIN)/python -m infra.agent shutdown
 
 test: setup  ## the tests; names what it skipped and why
 	@$(BIN)/python -m pytest -q $(PYTEST)
