@@ -12,6 +12,7 @@ process id and the moment that process began.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -45,6 +46,7 @@ Report = Callable[[str], None]
 STEPS = ("check", "system", "packages", "stop", "start", "validate")
 INSTALL_LIMIT_S = 1800
 WATCHER_START_S = 5.0
+LONGEST_STOP_S = 120
 LAST_LINES = 5
 QUESTION = "你好,请介绍一下你自己。"
 
@@ -182,9 +184,10 @@ class LocalDeployment:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._install()
         report("stop")
-        self.stop(config)
+        self.stop()
         report("start")
-        url = f"http://{config.serving.host}:{config.serving.port}"
+        host = config.serving.host
+        url = f"http://{f'[{host}]' if ':' in host else host}:{config.serving.port}"
         before = self.state()
         kept = () if before is None else before.installed
         state = State(order.mode, "deploying", url, installed=tuple(sorted({*kept, *installed})))
@@ -195,7 +198,7 @@ class LocalDeployment:
             report("validate")
             state = replace(state, answered_in_s=self._ask(config), deployed_at=now(), phase="running")
         except BaseException:
-            self.stop(config)
+            self.stop()
             self._write(replace(state, phase="failed", pid=None, process_began=None))
             raise
         self._write(state)
@@ -203,29 +206,26 @@ class LocalDeployment:
     def remove(self, report: Report) -> None:
         """Stop the server and delete the folder: what ``deploy`` made, and nothing else."""
         report("stop")
-        path = self.folder / "environment.yml"
-        config = runconfig.load(DeploymentConfig, path) if path.exists() else None
-        self.stop(config)
+        self.stop()
         report("remove")
-        shutil.rmtree(self.folder, ignore_errors=False)
+        shutil.rmtree(self.folder)
 
-    def stop(self, config: DeploymentConfig | None = None) -> None:
+    def stop(self) -> None:
         """Let accepted requests finish, as long as the settings of what runs allow; then kill."""
         process = self.process()
         if process is None:
             return
-        running = self.folder / "environment.yml"
-        if running.exists():
-            config = runconfig.load(DeploymentConfig, running)
-        limit_s = 30 if config is None else timings(config).timeout_stop_s
-        group = process.children(recursive=True)
+        limit_s = LONGEST_STOP_S
+        with contextlib.suppress(runconfig.ConfigError):  # written by another version
+            limit_s = timings(runconfig.load(DeploymentConfig, self.folder / "environment.yml")).timeout_stop_s
+        engines = process.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        gone, alive = psutil.wait_procs([process], timeout=limit_s)
-        del gone
+        _, alive = psutil.wait_procs([process], timeout=limit_s)
         # An engine ends with its server, unless that was killed.
-        _, orphans = psutil.wait_procs(group, timeout=5)
+        _, orphans = psutil.wait_procs(engines, timeout=5)
         for each in [*alive, *orphans]:
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         psutil.wait_procs([*alive, *orphans], timeout=10)
 
     def _own(self, order: Order) -> DeploymentConfig:
