@@ -57,7 +57,7 @@ def measure(_model: Path, folder: Path, pairs: int) -> list[Figure]:
             "load generator: streams at which a run is INVALID / at which that error passes 5 ms",
             float(np.exp(np.mean(np.log(ratios)))),
             at_least=0.8,
-            detail=f"{rounds} sweeps, {STEP:g}x from {FIRST}",
+            detail=f"{rounds} sweep{'s' if rounds > 1 else ''}, {STEP:g}x from {FIRST}",
         ),
     ]
 
