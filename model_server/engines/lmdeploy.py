@@ -232,17 +232,8 @@ class LMDeployEngine:
         return [score for score in scores if not isinstance(score, Exception)]
 
     def health(self) -> EngineHealth:
-        return EngineHealth(
-            state=self._state,
-            reason=self._reason,
-            progress=self._activity.progress,
-            since_progress_s=self._activity.since_progress_s,
-            running=min(self._activity.running, self._slots),
-            waiting=max(0, self._activity.running - self._slots),
-            pid=None if self._child is None else self._child.pid,
-            slots=self._slots,
-            out_of_memory=self._out_of_memory,
-        )
+        pid = None if self._child is None else self._child.pid
+        return self._activity.health(self._state, self._reason, self._slots, pid=pid, out_of_memory=self._out_of_memory)
 
     async def close(self) -> None:
         if self._state == "closed":

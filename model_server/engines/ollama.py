@@ -238,15 +238,7 @@ class OllamaEngine:
         )
 
     def health(self) -> EngineHealth:
-        return EngineHealth(
-            state=self._state,
-            reason=self._reason,
-            progress=self._activity.progress,
-            since_progress_s=self._activity.since_progress_s,
-            running=min(self._activity.running, self._slots),
-            waiting=max(0, self._activity.running - self._slots),
-            slots=self._slots,
-        )
+        return self._activity.health(self._state, self._reason, self._slots)
 
     async def close(self) -> None:
         if self._state == "closed":

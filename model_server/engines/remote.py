@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from model_server.engine import Message, Prompt
+from model_server.engine import EngineHealth, EngineState, Message, Prompt
 from model_server.errors import EngineError, EngineUnavailableError
 
 ATTEMPTS = 5
@@ -217,6 +217,22 @@ class Activity:
     @property
     def since_progress_s(self) -> float:
         return time.monotonic() - self._moved_at if self.running else 0.0
+
+    def health(
+        self, state: EngineState, reason: str, slots: int, *, pid: int | None = None, out_of_memory: bool = False
+    ) -> EngineHealth:
+        """Of an engine that computes ``slots`` requests at once; what is above that waits."""
+        return EngineHealth(
+            state=state,
+            reason=reason,
+            progress=self.progress,
+            since_progress_s=self.since_progress_s,
+            running=min(self.running, slots),
+            waiting=max(0, self.running - slots),
+            pid=pid,
+            slots=slots,
+            out_of_memory=out_of_memory,
+        )
 
 
 def outline(content: str | Sequence[Message]) -> Prompt:

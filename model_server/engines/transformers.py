@@ -190,17 +190,8 @@ class TransformersEngine:
         state, reason = self._state, self._reason
         if state == "ready" and self._activity.since_progress_s > self._stall_s:
             state, reason = "stalled", f"no token for {self._activity.since_progress_s:.0f} s"
-        return EngineHealth(
-            state=state,
-            reason=reason,
-            progress=self._activity.progress,
-            since_progress_s=self._activity.since_progress_s,
-            running=min(self._activity.running, self._slots),
-            waiting=max(0, self._activity.running - self._slots),
-            pid=None if self._child is None else self._child.pid,
-            slots=self._slots,
-            out_of_memory=self._out_of_memory,
-        )
+        pid = None if self._child is None else self._child.pid
+        return self._activity.health(state, reason, self._slots, pid=pid, out_of_memory=self._out_of_memory)
 
     async def close(self) -> None:
         if self._state == "closed":

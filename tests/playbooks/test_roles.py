@@ -1,0 +1,65 @@
+"""What all roles have in common."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model_server.cache import environment_python
+
+PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
+ROLES = sorted((PLAYBOOKS / "roles").iterdir())
+
+
+def read(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
+def test_every_variable_is_documented_and_has_one_default(role):
+    defaults = read(role / "defaults/main.yml")
+    options = read(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+
+    assert options.keys() == defaults.keys()
+    assert [name for name, option in options.items() if "default" in option] == []
+    assert [name for name in defaults if not name.startswith(f"{role.name}_")] == []
+    assert all(option["description"].endswith(".") for option in options.values())
+
+
+@pytest.mark.policy
+def test_ansible_lint_has_nothing_to_say_in_its_strictest_profile():
+    scanners = environment_python("policy").parent
+    command = [scanners / "ansible-lint", "--offline", "--nocolor", "--profile", "production", PLAYBOOKS]
+    env = {**os.environ, "PATH": f"{scanners}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=PLAYBOOKS.parent, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Profile 'production' was required, and it passed" in done.stdout + done.stderr
+
+
+@pytest.mark.policy
+def test_ansible_lint_would_notice_a_careless_task(tmp_path):
+    play = [{"hosts": "all", "tasks": [{"shell": "service qwen3 restart", "ignore_errors": True}]}]
+    (tmp_path / "careless.yml").write_text(yaml.safe_dump(play))
+    scanners = environment_python("policy").parent
+    env = {**os.environ, "PATH": f"{scanners}:{os.environ['PATH']}"}
+    command = [scanners / "ansible-lint", "--offline", "--nocolor", "--profile", "production", "careless.yml"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "fqcn" in done.stdout
+
+
+@pytest.mark.policy
+def test_every_yaml_file_keeps_yamllints_rules():
+    rules = (
+        "{extends: default, rules: {line-length: {max: 120}, document-start: disable, braces: {max-spaces-inside: 1}, "
+        "comments: {min-spaces-from-content: 1}, octal-values: {forbid-implicit-octal: true}}}"
+    )
+    scanners = environment_python("policy").parent
+    done = subprocess.run([scanners / "yamllint", "-d", rules, PLAYBOOKS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
