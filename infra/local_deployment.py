@@ -64,12 +64,13 @@ class Library:
     """Installer such as apt-get -> package."""
 
     @property
-    def present(self) -> bool:
+    def problem(self) -> str | None:
+        """Why it cannot be loaded; None where it can."""
         try:
             ctypes.CDLL(self.name)
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return str(error)
+        return None
 
 
 LIBRARIES = (
@@ -342,7 +343,7 @@ def provide_libraries(libraries: Sequence[Library], *, may_install: bool) -> lis
     Raises:
         StepError: One is missing and may not or cannot be installed; what to do is said.
     """
-    missing = [library for library in libraries if not library.present]
+    missing = [library for library in libraries if library.problem is not None]
     if not missing:
         return []
     names = ", ".join(library.name for library in missing)
@@ -356,9 +357,8 @@ def provide_libraries(libraries: Sequence[Library], *, may_install: bool) -> lis
     if os.geteuid() != 0:
         raise StepError(f"{names} missing, and only root may install: run `sudo {' '.join(command)}`")
     _run(command, Path("/"))
-    still = [library.name for library in missing if not library.present]
-    if still:
-        raise StepError(f"{', '.join(still)} still missing after `{' '.join(command)}`")
+    if problems := [problem for library in missing if (problem := library.problem) is not None]:
+        raise StepError(f"after `{' '.join(command)}` still: {'; '.join(problems)}")
     return packages
 
 
