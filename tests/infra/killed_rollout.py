@@ -62,8 +62,9 @@ class Killer:
             begin, over = log.stat().st_size if log.exists() else 0, threading.Event()
 
             def watch():
-                left = dict(WITHIN_UP)
-                while not over.is_set():
+                left, ended = dict(WITHIN_UP), False
+                while not ended:
+                    ended = over.is_set()  # and then once more: what was written last counts in every run
                     text = log.read_bytes()[begin:].decode() if log.exists() else ""
                     for name in [name for name, pattern in left.items() if re.search(pattern, text)]:
                         del left[name]
