@@ -86,6 +86,7 @@ class Site:
             **os.environ,
             "QWEN3_HOSTS": str(self.folder / "hosts.yml"),
             "QWEN3_ENVIRONMENT": str(self.folder / "site.yml"),
+            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
             "ANSIBLE_HOST_KEY_CHECKING": "False",
             "ANSIBLE_PRIVATE_KEY_FILE": str(self.key),
             "ANSIBLE_NOCOLOR": "1",

@@ -6,7 +6,6 @@ import os
 import secrets
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hosts import REPOSITORY, Site, changed, host, ssh_key, wait
@@ -161,5 +160,4 @@ def test_the_playbook_of_an_environment_for_kubernetes_is_refused(site):
     finally:
         site.write(ENVIRONMENT)
     assert "playbooks are for environments of type 'server'" in told
-    assert code != 0 or "no hosts matched" in told
-    assert Path(site.folder / "hosts.yml").exists()
+    assert code != 0
