@@ -71,6 +71,10 @@ class UnknownDeploymentError(DeploymentError):
     """There is no deployment, or no job, of that name."""
 
 
+class NoAgentError(DeploymentError):
+    """Nobody answers for this folder."""
+
+
 STATUSES: Mapping[type[DeploymentError], int] = {DeploymentBusyError: 409, UnknownDeploymentError: 404}
 """HTTP status of an error; 422 for the others."""
 
@@ -352,7 +356,7 @@ class Client:
     def ask(self, method: str, verb: str, params: Mapping[str, str] | None = None, body: Any = None) -> dict[str, Any]:
         url = _address(self.root)
         if url is None:
-            raise UnknownDeploymentError(f"no agent is at work in {self.root}")
+            raise NoAgentError(f"no agent is at work in {self.root}")
         token = (self.root / "token").read_text(encoding="utf-8").strip().rpartition(":")[2]
         headers = {"Authorization": f"Bearer {token}"}
         try:
@@ -360,7 +364,7 @@ class Client:
                 method, f"{url}/api/v1/local/{verb}", params=params, json=body, headers=headers, timeout=60
             )
         except httpx2.HTTPError as error:
-            raise UnknownDeploymentError(f"the agent at {url} does not answer: {error}") from error
+            raise NoAgentError(f"the agent at {url} does not answer: {error}") from error
         found: dict[str, Any] = answer.json()
         if answer.status_code >= 400:
             raise ConfigurationError(found.get("reason") or json.dumps(found.get("detail", found), ensure_ascii=False))
@@ -368,7 +372,7 @@ class Client:
 
     def start(self, port: int) -> None:
         """An agent in the background, unless one answers."""
-        with contextlib.suppress(DeploymentError):
+        with contextlib.suppress(NoAgentError):
             self.ask("GET", "status")
             return
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -383,7 +387,7 @@ class Client:
             )
         end = time.monotonic() + AGENT_START_S
         while time.monotonic() < end and process.poll() is None:
-            with contextlib.suppress(DeploymentError):
+            with contextlib.suppress(NoAgentError):
                 self.ask("GET", "status")
                 return
             time.sleep(0.1)
@@ -424,7 +428,7 @@ def main(argv: Sequence[str]) -> int:
                 return _shut_down(client)
     except DeploymentError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, UnknownDeploymentError) else USAGE
+        return FAILED if isinstance(error, NoAgentError) else USAGE
 
 
 def _deploy(client: Client, options: argparse.Namespace) -> int:

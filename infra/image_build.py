@@ -6,8 +6,6 @@ give the same pods, and a changed line of the server rolls them.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ import pulumi_docker as docker
 from pydantic import Field
 
 import runconfig
+from infra.sources import CODE, REQUIREMENTS, digest
 from model_server.errors import ConfigurationError
 from runconfig import RunConfig
 
@@ -25,9 +24,8 @@ SOURCES = (
     DOCKERFILE,
     "infra/image/health.py",
     "models/complaints-tiny",
-    "model_server",
-    "requirements/server.txt",
-    "runconfig.py",
+    REQUIREMENTS,
+    *CODE,
 )
 """Everything that the image's content follows from, besides its base."""
 
@@ -63,19 +61,7 @@ def read_build(raw: object) -> Build:
 
 def content_tag(root: Path, base: str) -> str:
     """``qwen3-server:<12 hex digits>`` of the sources under ``root`` and the name or id of the base image."""
-    digest = hashlib.sha256(base.encode())
-    for path in _files(root):
-        digest.update(f"\n{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return f"qwen3-server:{digest.hexdigest()[:12]}"
-
-
-def _files(root: Path) -> Iterator[Path]:
-    for name in SOURCES:
-        path = root / name
-        if path.is_dir():
-            yield from sorted(each for each in path.rglob("*") if each.is_file() and each.suffix != ".pyc")
-        else:
-            yield path
+    return f"qwen3-server:{digest(root, SOURCES, base)}"
 
 
 def image_name(root: Path, build: Build) -> str:

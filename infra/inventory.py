@@ -1,8 +1,8 @@
 """``python -m infra.inventory --list``: hosts and what runs on them, in the form of Ansible's inventory scripts.
 
 Hosts come from the outputs of the stack of the environment's name, or from the YAML file that ``QWEN3_HOSTS`` names
-(the same list). What runs is the environment ``QWEN3_ENVIRONMENT``, by default ``onprem``: resolved, with what is
-derived from it, so that no role computes a limit of its own.
+(``hosts:`` and the same list). What runs is the environment ``QWEN3_ENVIRONMENT``, by default ``onprem``: resolved,
+with what is derived from it, so that no role computes a limit of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+import runconfig
 from infra.servers import hosts
 from model_server import deployment
 from model_server.deployment import container_resources, timings
@@ -68,9 +67,9 @@ def inventory(environ: Mapping[str, str], project: Path = PROJECT) -> dict[str, 
 
 def _from_file(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"QWEN3_HOSTS: cannot read {path}: {error}") from error
+        return runconfig.read_yaml(path).get("hosts")
+    except runconfig.ConfigError as error:
+        raise ConfigurationError(f"QWEN3_HOSTS: {error}") from error
 
 
 def _from_stack(name: str, project: Path) -> object:

@@ -19,7 +19,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,16 +33,17 @@ import httpx2
 import psutil
 
 import runconfig
-from model_server import capacity
+from infra.sources import CODE, REQUIREMENTS, files
 from model_server.deployment import DeploymentConfig, timings
 from model_server.errors import ConfigurationError, DeploymentError
+from model_server.server import bind
 
 Mode = Literal["prod", "dev"]
 Phase = Literal["deploying", "running", "failed"]
 Report = Callable[[str], None]
 """Takes what is being done, in a sentence."""
 
-STEPS = ("check", "system", "packages", "stop", "start", "validate")
+STEPS = ("system", "packages", "stop", "start", "validate")
 INSTALL_LIMIT_S = 1800
 WATCHER_START_S = 5.0
 LONGEST_STOP_S = 120
@@ -83,7 +83,7 @@ INSTALLERS = {"apt-get": ("install", "-y", "--no-install-recommends"), "dnf": ("
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What somebody wants deployed."""
+    """What somebody wants deployed; ``config`` has passed the plan-time check."""
 
     name: str
     config: DeploymentConfig
@@ -176,10 +176,8 @@ class LocalDeployment:
         Raises:
             DeploymentError: And what the step found; a server that was running before is still there up to ``stop``.
         """
-        report("check")
-        config = self._own(order)
-        capacity.check(config)
         report("system")
+        config = self._own(order)
         installed = provide_libraries(LIBRARIES, may_install=order.install_system_packages)
         self.folder.mkdir(parents=True, exist_ok=True)
         report("packages")
@@ -238,7 +236,8 @@ class LocalDeployment:
         if order.mode == "dev":
             changed["log_level"] = "DEBUG"
         if serving.port == 0:
-            changed["port"] = _free_port(serving.host)
+            with bind(serving.host, 0) as free:
+                changed["port"] = free.getsockname()[1]
         return order.config.model_copy(update={"serving": serving.model_copy(update=changed)})
 
     def _install(self) -> None:
@@ -247,11 +246,12 @@ class LocalDeployment:
             raise ConfigurationError(f"there is no {uv}: make the project's environment with `make setup`")
         if not python.exists():
             _run([str(uv), "venv", "-q", "--no-project", "-p", sys.executable, str(python.parents[1])], self.project)
-        requirements = self.project / "requirements" / "server.txt"
+        requirements = self.project / REQUIREMENTS
         _run([str(uv), "pip", "sync", "-q", "-p", str(python), "--require-hashes", str(requirements)], self.project)
 
     def _start(self, config: DeploymentConfig, state: State) -> State:
-        _bindable(config.serving.host, config.serving.port)
+        # Somebody else there would be taken for ours when it says that it is ready.
+        bind(config.serving.host, config.serving.port).close()
         environment = self.folder / "environment.yml"
         environment.write_text(runconfig.dump(config), encoding="utf-8")
         command = [str(self.folder / "venv/bin/python"), "-m", "model_server", str(environment)]
@@ -282,10 +282,10 @@ class LocalDeployment:
     def _copied_sources(self) -> Path:
         app = self.folder / "app"
         shutil.rmtree(app, ignore_errors=True)
-        shutil.copytree(
-            self.project / "model_server", app / "model_server", ignore=shutil.ignore_patterns("__pycache__")
-        )
-        shutil.copy(self.project / "runconfig.py", app)
+        for path in files(self.project, CODE):
+            there = app / path.relative_to(self.project)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, there)
         return app
 
     def _wait_until_ready(self, config: DeploymentConfig) -> None:
@@ -391,26 +391,6 @@ def _run(command: Sequence[str], where: Path) -> None:
 def _quiet() -> dict[str, str]:
     """The environment for installers: no questions, and nothing of the environment that the agent itself runs in."""
     return {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "VIRTUAL_ENV": ""}
-
-
-def _bindable(host: str, port: int) -> None:
-    """
-    Raises:
-        StepError: Somebody else listens there. The server would say so too, after its packages were loaded.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StepError(f"cannot listen on {host}:{port}: {error.strerror}; choose another serving.port") from error
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(url: str) -> bool:

@@ -16,6 +16,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.sources import CODE, REQUIREMENTS, digest, files
 from model_server.cache import cache_dir
 from model_server.errors import ConfigurationError
 
@@ -28,13 +29,9 @@ def pack(project: Path, wheelhouse: Path | None, into: Path) -> tuple[str, Path]
     Raises:
         ConfigurationError: The wheelhouse is not there or empty.
     """
-    members = {f"app/{path.relative_to(project)}": path for path in _sources(project)}
-    members["requirements.txt"] = project / "requirements" / "server.txt"
-    digest = hashlib.sha256()
-    for name, path in sorted(members.items()):
-        content = path.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    version = digest.hexdigest()[:12]
+    version = digest(project, (*CODE, REQUIREMENTS))
+    members = {f"app/{path.relative_to(project)}": path for path in files(project, CODE)}
+    members["requirements.txt"] = project / REQUIREMENTS
     archive = into / f"{version}.tar"
     if wheelhouse is not None:
         wheels = sorted(wheelhouse.glob("*.whl"))
@@ -51,11 +48,6 @@ def pack(project: Path, wheelhouse: Path | None, into: Path) -> tuple[str, Path]
                 _add(tar, name, path)
         part.replace(archive)
     return version, archive
-
-
-def _sources(project: Path) -> list[Path]:
-    found = [path for path in (project / "model_server").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    return [*found, project / "runconfig.py"]
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:

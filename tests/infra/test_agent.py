@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
 import psutil
 import pytest
+from cluster_fixture import TINY
+from traffic import TEXT, wait_until
 
 from infra import local_deployment
 from infra.agent import Agent
@@ -22,19 +23,9 @@ from infra.local_deployment import Library, StepError, provide_libraries
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY, STATUS, CLEANUP = "/api/v1/local/deploy", "/api/v1/local/status", "/api/v1/local/cleanup"
-SMALL = {
-    "model_name": "complaints-tiny",
-    "model_version": "1",
-    "model_source": "models/complaints-tiny",
+SMALL = TINY | {
     "deployment_type": "local",
-    "engine": "openvino",
     "resource_limits": {"cpu_cores": 1, "memory_gb": 1, "disk_gb": 1},
-    "optimization_settings": {
-        "enable_quantization": True,
-        "quantization_bits": 8,
-        "max_batch_size": 4,
-        "max_sequence_length": 512,
-    },
     "serving": {"port": 0, "log_dir": "logs"},
 }
 
@@ -53,7 +44,7 @@ def agent_of(root):
         token = (root / "token").read_text().strip().rpartition(":")[2]
         headers = {"Authorization": f"Bearer {token}"}
         with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
-            until(lambda: _reachable(client), "the agent answers")
+            wait_until(lambda: _reachable(client), "the agent answers")
             client.process = process
             yield client
     finally:
@@ -69,20 +60,12 @@ def _reachable(client):
         return False
 
 
-def until(holds, what, limit_s=120):
-    end = time.monotonic() + limit_s
-    while not (found := holds()):
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        time.sleep(0.1)
-    return found
-
-
 def finished(client, job):
-    def over():
-        found = client.get(STATUS, params={"job": job["id"]}).json()
-        return found if found["state"] != "running" else None
+    def now():
+        return client.get(STATUS, params={"job": job["id"]}).json()
 
-    return until(over, f"{job['kind']} of {job['name']} is over", limit_s=240)
+    wait_until(lambda: now()["state"] != "running", f"{job['kind']} of {job['name']} is over", limit_s=240)
+    return now()
 
 
 def deployed(client, **body):
@@ -125,7 +108,7 @@ def test_what_is_deployed_answers_outlives_its_agent_and_leaves_nothing_behind(r
         assert list(job["taken_s"]) == list(local_deployment.STEPS)
         assert job["progress"] == 1.0
         assert (row["state"], row["mode"]) == ("ready", "prod")
-        answer = httpx.post(f"{row['url']}/api/v1/classify", json={"text": "宽带断了三天没人来修"})
+        answer = httpx.post(f"{row['url']}/api/v1/classify", json={"text": TEXT})
         assert answer.json()["category"]
         own = psutil.Process(row["pid"])
         python = Path(own.cmdline()[0])
@@ -172,7 +155,7 @@ def test_what_cannot_start_says_why_and_what_ran_before_runs_on_until_it_is_chec
             client, client.post(DEPLOY, json={"config": SMALL | {"serving": serving}, "name": "taken"}).json()
         )
     assert (job["state"], job["step"]) == ("failed", "start")
-    assert f"cannot listen on 127.0.0.1:{serving['port']}" in job["error"]
+    assert f"port {serving['port']} on 127.0.0.1 is in use: stop what listens there" in job["error"]
     assert row_of(client, "taken")["state"] == "failed"
 
     _, row = deployed(client, config=SMALL, name="steady")
@@ -204,8 +187,8 @@ def test_dev_mode_logs_everything_and_begins_again_when_a_file_changes(client):
     def others():
         return [each for each in watcher.children() if "model_server" in _words(each) and each.pid != server.pid]
 
-    until(others, "another server")
-    until(lambda: row_of(client, "dev")["state"] == "ready", "it answers")
+    wait_until(others, "another server")
+    wait_until(lambda: row_of(client, "dev")["state"] == "ready", "it answers")
     removed(client, "dev")
     assert not watcher.is_running()
 
@@ -272,7 +255,7 @@ def test_two_agents_in_one_folder_are_refused(client, root):
 def test_a_deployment_that_was_interrupted_is_shown_and_can_be_removed(root):
     with agent_of(root / "interrupted") as client:
         job = client.post(DEPLOY, json={"config": SMALL, "name": "half"}).json()
-        until(
+        wait_until(
             lambda: client.get(STATUS, params={"job": job["id"]}).json()["step"] == "packages", "packages are installed"
         )
         client.process.kill()
@@ -328,4 +311,4 @@ def test_the_command_line_deploys_shows_and_removes(tmp_path):
         assert run("status").stdout == "nothing is deployed\n"
     finally:
         assert run("shutdown").returncode == 0
-    until(lambda: not (tmp_path / "state/agent.json").exists(), "the agent ended")
+    wait_until(lambda: not (tmp_path / "state/agent.json").exists(), "the agent ended")

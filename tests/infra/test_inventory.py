@@ -23,7 +23,7 @@ HOSTS = [
 @pytest.fixture
 def hosts_file(tmp_path):
     path = tmp_path / "hosts.yml"
-    path.write_text(yaml.safe_dump(HOSTS))
+    path.write_text(yaml.safe_dump({"hosts": HOSTS}))
     return path
 
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_told(environ, said):
 )
 def test_a_wrong_list_of_hosts_is_told_with_what_is_allowed(tmp_path, rows, said):
     path = tmp_path / "hosts.yml"
-    path.write_text(yaml.safe_dump(rows))
+    path.write_text(yaml.safe_dump({"hosts": rows}))
     with pytest.raises(ConfigurationError) as error:
         inventory({"QWEN3_HOSTS": str(path)})
     assert said in str(error.value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from traffic import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGE = "qwen3-stack/host:bookworm"
@@ -48,22 +48,15 @@ def host(name, key):
     try:
         port = int(subprocess.check_output(["docker", "port", name, "22"], text=True).rsplit(":", 1)[1])
         server = Host(name, port)
-        wait(lambda: "running" in server.run("systemctl", "is-system-running", check=False), "systemd runs")
+        wait_until(lambda: "running" in server.run("systemctl", "is-system-running", check=False), "systemd runs")
         # As systemd finds it on a server and leaves it in a container: LoadCredential mounts in a namespace of its own.
         server.run("mount", "--make-rshared", "/")
         server.run("mkdir", "-p", "-m", "700", "/root/.ssh")
         server.run("sh", "-c", f"echo '{key.with_suffix('.pub').read_text().strip()}' > /root/.ssh/authorized_keys")
-        wait(lambda: server.run("systemctl", "is-active", "ssh", check=False).strip() == "active", "sshd runs")
+        wait_until(lambda: server.run("systemctl", "is-active", "ssh", check=False).strip() == "active", "sshd runs")
         yield server
     finally:
         subprocess.run(["docker", "rm", "-f", name], check=False, capture_output=True)
-
-
-def wait(holds, what, limit_s=60):
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end, f"not within {limit_s} s: {what}"
-        time.sleep(0.2)
 
 
 class Site:
@@ -72,7 +65,7 @@ class Site:
     def __init__(self, folder, servers, environment, key):
         self.folder, self.servers, self.key = folder, servers, key
         rows = [{"name": each.name, "address": "127.0.0.1", "port": each.port} for each in servers]
-        (folder / "hosts.yml").write_text(yaml.safe_dump(rows))
+        (folder / "hosts.yml").write_text(yaml.safe_dump({"hosts": rows}))
         self.write(environment)
 
     def write(self, environment):

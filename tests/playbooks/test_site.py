@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
 import sys
 
 import pytest
-from hosts import REPOSITORY, Site, changed, host, ssh_key, wait
+from cluster_fixture import TINY
+from hosts import REPOSITORY, Site, changed, host, ssh_key
+from traffic import KEY, TEXT, wait_until
 
 from model_server.cache import cache_dir
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(900)]
 
-KEY = "a-key-of-the-tests"
-ENVIRONMENT = {
-    "model_name": "complaints-tiny",
-    "model_version": "1",
+ENVIRONMENT = TINY | {
     "model_source": "/opt/qwen3/models/complaints-tiny",
     "deployment_type": "server",
-    "engine": "openvino",
     "resource_limits": {"cpu_cores": 1, "memory_gb": 0.75, "disk_gb": 1},
-    "optimization_settings": {
-        "enable_quantization": True,
-        "quantization_bits": 8,
-        "max_batch_size": 8,
-        "max_sequence_length": 1024,
-    },
     "replicas": {"min": 2, "max": 2},
     "serving": {"metrics_port": 9000, "api_keys_file": "/etc/qwen3/api_keys"},
 }
@@ -62,6 +55,8 @@ def site(tmp_path_factory, wheelhouse):
             *("-e", f"model_server_api_keys_file={folder / 'keys'}", "-e", f"model_server_wheelhouse={wheelhouse}"),
             *("-e", f"model_server_model={REPOSITORY / 'models/complaints-tiny'}"),
         )
+        code, said = site.play("site", *site.words, "--check")
+        assert code == 0, said
         code, said = site.play("site", *site.words)
         print(said, server.run("journalctl", "--no-pager", "-n", "40", "-u", "qwen3@1"))
         assert code == 0
@@ -69,7 +64,7 @@ def site(tmp_path_factory, wheelhouse):
 
 
 def ask(server, port):
-    words = ("-H", f"Authorization: Bearer {KEY}", "-d", '{"text": "宽带断了三天没人来修"}')
+    words = ("-H", f"Authorization: Bearer {KEY}", "-d", json.dumps({"text": TEXT}))
     return server.run("curl", "-sSf", *words, f"http://127.0.0.1:{port}/api/v1/classify")
 
 
@@ -90,7 +85,7 @@ def test_an_instance_that_is_killed_is_back_and_the_other_answers_meanwhile(site
     server.run("kill", "-9", before)
 
     assert ask(server, 8001)
-    wait(lambda: server.property("qwen3@1", "ActiveState") == "active", "systemd started it again")
+    wait_until(lambda: server.property("qwen3@1", "ActiveState") == "active", "systemd started it again")
     assert server.property("qwen3@1", "MainPID") != before
     assert server.property("qwen3@1", "NRestarts") == "1"
     assert ask(server, 8000)
@@ -128,6 +123,8 @@ def test_the_unit_is_shut_in(site):
     [
         (["-e", '{"model_server_instances": 1000}'], "lower model_server_instances or resource_limits.memory_gb"),
         (["-e", "model_server_api_keys_file="], "give the file with the keys"),
+        (["-e", "model_server_api_keys_file=keys"], "keys: give the whole path"),
+        (["-e", "model_server_model=/nowhere"], "/nowhere: give the whole path"),
         (["-e", '{"model_server_instances": "many"}'], "model_server_instances"),
         (["-e", f"model_server_wheelhouse={os.devnull}"], "there are no wheels in /dev/null"),
     ],
