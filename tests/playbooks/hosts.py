@@ -18,8 +18,19 @@ IMAGE = "qwen3-stack/host:bookworm"
 AS_A_SERVER = (
     *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE", "--stop-signal", "SIGRTMIN+3"),
     *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
-    *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "-v", "/sys/fs/cgroup:/sys/fs/cgroup"),
+    *("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp"),
 )
+
+
+def control_groups():
+    """Those of this machine. Version 1 hierarchies one by one: systemd adds folders beside them and makes what holds them
+    read-only, which must not be this machine's.
+    """
+    root = Path("/sys/fs/cgroup")
+    mounted = [path for path in sorted(root.iterdir()) if path.is_mount()]
+    if not mounted:
+        return ["-v", f"{root}:{root}"]
+    return ["--tmpfs", str(root), *(word for path in mounted for word in ("-v", f"{path}:{path}"))]
 
 
 @dataclass
@@ -41,7 +52,20 @@ def host(name, key):
     """A server that lets ``key`` in as root."""
     subprocess.run([REPOSITORY / "tests/tools/host-image.sh", IMAGE], check=True, capture_output=True)
     subprocess.run(
-        ["docker", "run", "-d", "--name", name, "--hostname", name, *AS_A_SERVER, "-p", "127.0.0.1::22", IMAGE],
+        [
+            "docker",
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--hostname",
+            name,
+            *AS_A_SERVER,
+            *control_groups(),
+            "-p",
+            "127.0.0.1::22",
+            IMAGE,
+        ],
         check=True,
         capture_output=True,
     )
