@@ -23,8 +23,8 @@ AS_A_SERVER = (
 
 
 def control_groups():
-    """Those of this machine. Version 1 hierarchies one by one: systemd adds folders beside them and makes what holds them
-    read-only, which must not be this machine's.
+    """Those of this machine. Version 1 hierarchies one by one: systemd adds folders beside them and makes what holds
+    them read-only, which must not be this machine's.
     """
     root = Path("/sys/fs/cgroup")
     mounted = [path for path in sorted(root.iterdir()) if path.is_mount()]
