@@ -18,7 +18,7 @@ setup: .venv/.ready  ## the default environment: server, benchmarks, infra; no t
 .venv/.ready: requirements/uv.txt requirements/default.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python >= 3.11 is needed, $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@echo "setting up .venv (about 1.2 GB, a minute) ..." >&2
+	@echo "setting up .venv (about 1.5 GB, a minute) ..." >&2
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@$(BIN)/uv pip install -q -p $(BIN)/python --require-hashes -r requirements/default.txt

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import ipaddress
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import runconfig
 from model_server.errors import ConfigurationError
 from runconfig import RunConfig
+
+Role: TypeAlias = Literal["model_server", "load_balancer", "monitor"]
 
 
 class Host(RunConfig):
@@ -22,6 +25,20 @@ class Host(RunConfig):
     """Who logs in; becomes root."""
     port: Annotated[int, Field(ge=1, le=65535)] = 22
     """Of SSH."""
+    roles: tuple[Role, ...] = ("model_server",)
+    """What it is for. Where no host is a load_balancer, the first one is."""
+    internal_address: str | None = None
+    """IP address where the site's other hosts reach it; null: ``address``."""
+    instances: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Model servers on it; null: the environment's replicas.min."""
+
+    @field_validator("internal_address")
+    @classmethod
+    def _is_an_ip_address(cls, value: str | None) -> str | None:
+        # Instances listen on it and firewalls name it, before there is anybody to resolve a name.
+        if value is not None:
+            ipaddress.ip_address(value)
+        return value
 
 
 class Hosts(RunConfig):
@@ -31,7 +48,7 @@ class Hosts(RunConfig):
     """In the order of a rollout."""
 
 
-def hosts(raw: object) -> list[dict[str, Any]]:
+def read_hosts(raw: object) -> tuple[Host, ...]:
     """``raw`` as the stack has it, checked.
 
     Raises:
@@ -44,4 +61,13 @@ def hosts(raw: object) -> list[dict[str, Any]]:
     names = [host.name for host in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"hosts: {', '.join(twice)} stands there twice; each server has a name of its own")
-    return [host.model_dump() for host in found]
+    return found
+
+
+def hosts(raw: object) -> list[dict[str, Any]]:
+    """The same, to be exported.
+
+    Raises:
+        ConfigurationError: As for :func:`read_hosts`.
+    """
+    return [host.model_dump(mode="json") for host in read_hosts(raw)]

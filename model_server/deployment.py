@@ -278,6 +278,7 @@ class Timings:
         startup: Until it first succeeds, the other two are not asked.
         readiness: Never later than "first after 30 s, every 10 s".
         liveness: Restarts a server that does not answer; a hung engine it replaces itself.
+        balancer: HAProxy's check, from where requests wait in what is hung.
     """
 
     pre_stop_s: int
@@ -291,6 +292,7 @@ class Timings:
     startup: Probe
     readiness: Probe
     liveness: Probe
+    balancer: Probe
 
 
 def timings(config: DeploymentConfig) -> Timings:
@@ -311,6 +313,7 @@ def timings(config: DeploymentConfig) -> Timings:
         startup=Probe("/ready", period_s=2, timeout_s=2, failure_threshold=math.ceil(start / 2)),
         readiness=Probe("/ready", period_s=5, timeout_s=2, failure_threshold=2),
         liveness=Probe("/health", period_s=10, timeout_s=5, failure_threshold=3),
+        balancer=Probe("/ready", period_s=1, timeout_s=2, failure_threshold=2),
     )
 
 
