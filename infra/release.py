@@ -1,53 +1,68 @@
-"""``python -m infra.release [WHEELHOUSE]``: what a bare server is given, as one archive; prints its path and version.
+"""``python -m infra.release ENVIRONMENT.yml [wheelhouse=DIR] [model=PATH] [model_sha256=HEX] [python=3.11]``
+
+What bare servers are given, as one archive; prints names and paths as JSON. Everything is looked at before a host is.
 
     app/               the server's sources, two names on a path
     requirements.txt   its packages, pinned with hashes
     wheels/            those packages, where a wheelhouse is given
 
-The version is a digest of the sources and pins: the same on every machine, and another one for any change.
+``release`` is a digest of sources, pins and the unit: the same on every machine, and another one for any change.
+``version`` is that and the environment, without what applies while it runs (keys, rate limit, log level): what a rollout
+brings, and what a rollback brings back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from infra.sources import CODE, REQUIREMENTS, digest, files
+from model_server import deployment
 from model_server.cache import cache_dir
-from model_server.errors import ConfigurationError
+from model_server.deployment import DeploymentConfig, change_of
+from model_server.errors import ConfigurationError, DeploymentError
+from model_server.model_source import resolve
+from runconfig import RunConfig
 
 PROJECT = Path(__file__).resolve().parents[1]
+UNIT = "playbooks/roles/model_server/templates"
+WORDS = ("wheelhouse", "model", "model_sha256", "python")
+CHUNK_BYTES = 1 << 20
 
 
 def pack(project: Path, wheelhouse: Path | None, into: Path) -> tuple[str, Path]:
-    """Version, and the archive in ``into``; nothing is packed twice.
+    """Release, and the archive in ``into``; nothing is packed twice.
 
     Raises:
         ConfigurationError: The wheelhouse is not there or empty.
     """
-    version = digest(project, (*CODE, REQUIREMENTS))
+    release = digest(project, (*CODE, REQUIREMENTS, UNIT))
     members = {f"app/{path.relative_to(project)}": path for path in files(project, CODE)}
     members["requirements.txt"] = project / REQUIREMENTS
-    archive = into / f"{version}.tar"
+    archive = into / f"{release}.tar"
     if wheelhouse is not None:
         wheels = sorted(wheelhouse.glob("*.whl"))
         if not wheels:
             raise ConfigurationError(f"there are no wheels in {wheelhouse}: fill it with `pip download`")
         members |= {f"wheels/{path.name}": path for path in wheels}
         names = hashlib.sha256("\0".join(path.name for path in wheels).encode()).hexdigest()[:8]
-        archive = into / f"{version}-{names}.tar"
+        archive = into / f"{release}-{names}.tar"
     if not archive.exists():
         into.mkdir(parents=True, exist_ok=True)
-        part = archive.with_suffix(".part")
-        with tarfile.open(part, "w") as tar:
-            for name, path in sorted(members.items()):
-                _add(tar, name, path)
-        part.replace(archive)
-    return version, archive
+        # Each host asks, and they ask at once: a file of one's own, put in place as a whole.
+        with tempfile.NamedTemporaryFile(dir=into, suffix=".part", delete=False) as part:
+            with tarfile.open(fileobj=part, mode="w") as tar:
+                for name, path in sorted(members.items()):
+                    _add(tar, name, path)
+            Path(part.name).replace(archive)
+    return release, archive
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
@@ -58,14 +73,93 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
         tar.addfile(entry, content)
 
 
+def version(release: str, config: DeploymentConfig) -> str:
+    """The model's version, for people, and 8 hex digits of all that takes a restart."""
+    settings = json.dumps([release, *_settings(config)])
+    label = re.sub(r"[^A-Za-z0-9.]+", "-", config.model_version).strip("-.")
+    return f"{label}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
+def _settings(config: RunConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, RunConfig):
+            yield from _settings(value, f"{prefix}{name}.")
+        elif change_of(f"{prefix}{name}") != "hot":
+            yield f"{prefix}{name}", repr(value)
+
+
+def check_wheelhouse(wheelhouse: Path, requirements: Path, python: str) -> None:
+    """
+    Raises:
+        ConfigurationError: A package that ``requirements`` pins is not there for that Python, or is another file.
+    """
+    with tempfile.TemporaryDirectory() as nowhere:
+        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--dry-run"]
+        command += ["--no-index", "--find-links", str(wheelhouse), "--no-deps", "--only-binary", ":all:"]
+        command += ["--require-hashes", "-r", str(requirements), "--python-version", python, "--target", nowhere]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if "ERROR" in line]
+        reason = next((line for line in errors if "No matching distribution" in line), (errors or [done.stderr])[0])
+        raise ConfigurationError(
+            f"the wheelhouse {wheelhouse} cannot install {requirements.name} for Python {python}: {reason}; fill it with "
+            f"`pip download --no-deps --only-binary :all: --require-hashes --python-version {python} -r {requirements}`"
+        )
+
+
+def check_model(model: Path, sha256: str, config: DeploymentConfig) -> None:
+    """
+    Raises:
+        ConfigurationError: It is an archive whose checksum is not given or another one, or holds more than one folder.
+        ModelLoadError: It is a folder or file that cannot be used, or differs from its own manifest.
+    """
+    if not (model.is_file() and tarfile.is_tarfile(model)):
+        resolve(str(model), engine=config.engine)
+        return
+    if not sha256:
+        raise ConfigurationError(f"{model} is an archive: give its checksum too (`sha256sum {model.name}`)")
+    found = hashlib.sha256()
+    with model.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            found.update(chunk)
+    if found.hexdigest() != sha256.lower():
+        raise ConfigurationError(
+            f"{model} has sha256 {found.hexdigest()} and {sha256} was given: it is another archive, or was damaged on the "
+            "way; fetch it again"
+        )
+    with tarfile.open(model) as tar:
+        tops = sorted({name.removeprefix("./").split("/")[0] for name in tar.getnames()} - {"", "."})
+    if len(tops) != 1:
+        raise ConfigurationError(f"{model} holds {', '.join(tops) or 'nothing'}: expected one folder, the model's")
+
+
+def release(environment: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """All that the model_server role is told.
+
+    Raises:
+        DeploymentError: Something is missing or damaged.
+    """
+    config = deployment.load(environment, (), {})
+    wheelhouse = Path(given["wheelhouse"]) if given.get("wheelhouse") else None
+    name, archive = pack(PROJECT, wheelhouse, cache_dir() / "releases")
+    if wheelhouse is not None:
+        check_wheelhouse(wheelhouse, PROJECT / REQUIREMENTS, given.get("python", "3.11"))
+    if given.get("model"):
+        check_model(Path(given["model"]), given.get("model_sha256", ""), config)
+    return {"release": name, "version": version(name, config), "archive": str(archive)}
+
+
 def main(words: Sequence[str]) -> int:
-    wheelhouse = Path(words[0]) if words and words[0] else None
+    given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    if not words or words[0] in ("-h", "--help") or len(given) < len(words) - 1 or set(given) - set(WORDS):
+        print(__doc__, file=sys.stderr)
+        return 2
     try:
-        version, archive = pack(PROJECT, wheelhouse, cache_dir() / "releases")
-    except (ConfigurationError, OSError) as error:
+        print(json.dumps(release(Path(words[0]), given)))
+    except (DeploymentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"version": version, "archive": str(archive)}))
     return 0
 
 

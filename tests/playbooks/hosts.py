@@ -37,6 +37,10 @@ def control_groups():
 class Host:
     name: str
     port: int
+    """Of SSH, on loopback."""
+    address: str
+    """Where other containers reach it."""
+    roles: tuple[str, ...] = ("model_server",)
 
     def run(self, *words, check=True):
         """A command on it, as root, beside Ansible."""
@@ -48,7 +52,7 @@ class Host:
 
 
 @contextmanager
-def host(name, key):
+def host(name, key, *roles):
     """A server that lets ``key`` in as root."""
     subprocess.run([REPOSITORY / "tests/tools/host-image.sh", IMAGE], check=True, capture_output=True)
     subprocess.run(
@@ -71,7 +75,9 @@ def host(name, key):
     )
     try:
         port = int(subprocess.check_output(["docker", "port", name, "22"], text=True).rsplit(":", 1)[1])
-        server = Host(name, port)
+        form = "{{.NetworkSettings.IPAddress}}"
+        address = subprocess.check_output(["docker", "inspect", "-f", form, name], text=True).strip()
+        server = Host(name, port, address, roles or Host.roles)
         wait_until(lambda: "running" in server.run("systemctl", "is-system-running", check=False), "systemd runs")
         # As systemd finds it on a server and leaves it in a container: LoadCredential mounts in a namespace of its own.
         server.run("mount", "--make-rshared", "/")
@@ -88,7 +94,13 @@ class Site:
 
     def __init__(self, folder, servers, environment, key):
         self.folder, self.servers, self.key = folder, servers, key
-        rows = [{"name": each.name, "address": "127.0.0.1", "port": each.port} for each in servers]
+        self.words = ()
+        """For every play."""
+        rows = [
+            {"name": each.name, "address": "127.0.0.1", "port": each.port, "internal_address": each.address}
+            | {"roles": list(each.roles)}
+            for each in servers
+        ]
         (folder / "hosts.yml").write_text(yaml.safe_dump({"hosts": rows}))
         self.write(environment)
 
@@ -110,7 +122,8 @@ class Site:
             "ANSIBLE_LOCAL_TEMP": str(self.folder / "ansible"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        command = [ansible, "-i", REPOSITORY / "playbooks/inventory", REPOSITORY / f"playbooks/{name}.yml", *words]
+        command = [ansible, "-i", REPOSITORY / "playbooks/inventory", REPOSITORY / f"playbooks/{name}.yml"]
+        command += [*self.words, *words]
         done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 

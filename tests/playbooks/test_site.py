@@ -55,9 +55,9 @@ def site(tmp_path_factory, wheelhouse):
             *("-e", f"model_server_api_keys_file={folder / 'keys'}", "-e", f"model_server_wheelhouse={wheelhouse}"),
             *("-e", f"model_server_model={REPOSITORY / 'models/complaints-tiny'}"),
         )
-        code, said = site.play("site", *site.words, "--check")
+        code, said = site.play("site", "--check")
         assert code == 0, said
-        code, said = site.play("site", *site.words)
+        code, said = site.play("site")
         print(said, server.run("journalctl", "--no-pager", "-n", "40", "-u", "qwen3@1"))
         assert code == 0
         yield site
@@ -73,9 +73,9 @@ def test_a_bare_server_answers_after_one_command_and_a_second_changes_nothing(si
     assert "category" in ask(server, 8000)
     assert "category" in ask(server, 8001)
 
-    code, said = site.play("site", *site.words)
+    code, said = site.play("site")
     assert (code, changed(said)) == (0, 0), said
-    code, said = site.play("site", *site.words, "--check", "--diff")
+    code, said = site.play("site", "--check", "--diff")
     assert (code, changed(said)) == (0, 0), said
 
 
@@ -133,7 +133,7 @@ def test_what_cannot_work_stops_before_the_host_is_changed(site, words, said):
     [server] = site.servers
     before = server.run("sh", "-c", "find /etc /opt -newermt @0 -printf '%p %T@\\n' | sort | sha256sum")
 
-    code, told = site.play("site", *site.words, *words)
+    code, told = site.play("site", *words)
 
     assert code != 0
     assert said in told
@@ -143,7 +143,7 @@ def test_what_cannot_work_stops_before_the_host_is_changed(site, words, said):
 def test_an_environment_that_does_not_fit_is_refused_with_the_arithmetic(site):
     site.write(ENVIRONMENT | {"resource_limits": {"cpu_cores": 1, "memory_gb": 0.1, "disk_gb": 1}})
     try:
-        code, told = site.play("site", *site.words)
+        code, told = site.play("site")
     finally:
         site.write(ENVIRONMENT)
     assert code != 0
@@ -153,7 +153,7 @@ def test_an_environment_that_does_not_fit_is_refused_with_the_arithmetic(site):
 def test_the_playbook_of_an_environment_for_kubernetes_is_refused(site):
     site.write(ENVIRONMENT | {"deployment_type": "kubernetes"})
     try:
-        code, told = site.play("site", *site.words)
+        code, told = site.play("site")
     finally:
         site.write(ENVIRONMENT)
     assert "playbooks are for environments of type 'server'" in told
