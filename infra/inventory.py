@@ -9,6 +9,7 @@ with what is derived from it, so that no role computes a limit or an address of 
     qwen3_limits             CPU and memory of an instance, in systemd's words
     qwen3_instances          all of the site, in the order of a rollout: name, host, number, listen, address, port,
                              metrics_port
+    qwen3_home               of versions, models and instances on each model server
     qwen3_address            where the site's other hosts reach this one
 
 and is in groups ``model_servers``, ``load_balancers`` and ``monitors``.
@@ -39,6 +40,7 @@ GROUPS: Mapping[Role, str] = MappingProxyType(
     {"model_server": "model_servers", "load_balancer": "load_balancers", "monitor": "monitors"}
 )
 LOOPBACK = "127.0.0.1"
+HOME = "/opt/qwen3"
 LIMIT_S = 120
 
 
@@ -66,6 +68,7 @@ def inventory(environ: Mapping[str, str], project: Path = PROJECT) -> dict[str, 
         "qwen3_timings": dataclasses.asdict(timings(config)),
         "qwen3_limits": {"cpu_quota": resources.cpu_quota, "memory_max": resources.memory_max},
         "qwen3_instances": instances(config, hosts),
+        "qwen3_home": HOME,
     }
     groups = {group: {"hosts": [host.name for host in hosts if role in host.roles]} for role, group in GROUPS.items()}
     return {

@@ -7,8 +7,8 @@ What bare servers are given, as one archive; prints names and paths as JSON. Eve
     wheels/            those packages, where a wheelhouse is given
 
 ``release`` is a digest of sources, pins and the unit: the same on every machine, and another one for any change.
-``version`` is that and the environment, without what applies while it runs (keys, rate limit, log level): what a rollout
-brings, and what a rollback brings back.
+``version`` is that and the environment, without what applies while it runs (keys, rate limit, log level): what a
+rollout brings, and what a rollback brings back.
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def check_wheelhouse(wheelhouse: Path, requirements: Path, python: str) -> None:
         errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if "ERROR" in line]
         reason = next((line for line in errors if "No matching distribution" in line), (errors or [done.stderr])[0])
         raise ConfigurationError(
-            f"the wheelhouse {wheelhouse} cannot install {requirements.name} for Python {python}: {reason}; fill it with "
-            f"`pip download --no-deps --only-binary :all: --require-hashes --python-version {python} -r {requirements}`"
+            f"the wheelhouse {wheelhouse} cannot install {requirements.name} for Python {python}: {reason}; fill it "
+            f"with `pip download --no-deps --only-binary :all: --require-hashes --python-version {python} "
+            f"-r {requirements}`"
         )
 
 
@@ -125,8 +126,8 @@ def check_model(model: Path, sha256: str, config: DeploymentConfig) -> None:
             found.update(chunk)
     if found.hexdigest() != sha256.lower():
         raise ConfigurationError(
-            f"{model} has sha256 {found.hexdigest()} and {sha256} was given: it is another archive, or was damaged on the "
-            "way; fetch it again"
+            f"{model} has sha256 {found.hexdigest()} and {sha256} was given: it is another archive, or was damaged on "
+            "the way; fetch it again"
         )
     with tarfile.open(model) as tar:
         tops = sorted({name.removeprefix("./").split("/")[0] for name in tar.getnames()} - {"", "."})

@@ -12,8 +12,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from infra import gate
 from infra.image_build import image_name, read_build
 from infra.lease import Lease
 from infra.manifests import manifests, read_cluster
@@ -50,10 +49,8 @@ taken back; 2 usage or settings, or another rollout is at work: nothing was chan
 4 its run was invalid: taken back; 130 stopped by Ctrl-C: `resume` goes on
 """
 VERBS = ("resume", "rollback", "history")
-PROMOTED, FAILED, USAGE, NO_VERDICT, INVALID = 0, 1, 2, 3, 4
-GATE_WORDS = {PROMOTED: "PASS", FAILED: "FAIL", NO_VERDICT: "NO VERDICT", INVALID: "INVALID"}
-GATE_KEY = "QWEN3_GATE_API_KEY"
-"""Variable in which the gate finds one of the stack's keys."""
+PROMOTED, FAILED, USAGE = gate.PASS, gate.FAIL, gate.USAGE
+"""And what else the gate may say: infra/gate.py."""
 INTERRUPTED = 130
 ASKED = {
     "stable": "gate: must say PASS, or the candidate is taken back",
@@ -198,7 +195,7 @@ def go_on(site: Site, lease: Lease, state: Rollout) -> int:
         site.note(id=state.id, event="step", canary=step.canary, stable=step.stable, percent=round(step.percent, 1))
         code = judge(site, candidate, state)
         if code != PROMOTED:
-            return take_back(site, lease, state, f"the gate said {GATE_WORDS.get(code, code)}", code=code)
+            return take_back(site, lease, state, f"the gate said {gate.WORDS.get(code, code)}", code=code)
     return promote(site, lease, state)
 
 
@@ -212,22 +209,13 @@ def steps_left(candidate: DeploymentConfig, state: Rollout) -> list[Step]:
 
 
 def judge(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
-    """What the gate's answer means at this share: 0 goes on, anything else takes the candidate back with that code.
-
-    A gate that an equal candidate passes in 99 of 100 times, and that must be passed at each of three shares, aborts
-    one of 33. So what has passed before any traffic goes on until there is evidence against it.
-    """
+    """What the gate's answer means at this share: 0 goes on, anything else takes the candidate back with that code."""
     if candidate.rollout.gate is None:
         return PROMOTED
-    code = gate(site, candidate, state)
-    if code not in {PROMOTED, FAILED, NO_VERDICT}:  # an endpoint that was away for a moment
-        code = gate(site, candidate, state)
-    if code == NO_VERDICT and state.traffic != "stable":
-        return PROMOTED
-    return code
+    return gate.judge(lambda: ask_gate(site, candidate, state), first=state.traffic == "stable")
 
 
-def gate(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
+def ask_gate(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
     """The candidate against the stable track, by their own Services; the gate's exit code."""
     assert candidate.rollout.gate is not None
     scenario = site.root / candidate.rollout.gate
@@ -235,22 +223,18 @@ def gate(site: Site, candidate: DeploymentConfig, state: Rollout) -> int:
     name = f"gate-{state.traffic}-{state.canary}"
     asked = len(list((site.folder / state.id).glob(f"{name}*")))  # an interrupted one has left its folder
     out = site.folder / state.id / (f"{name}-{asked + 1}" if asked else name)
-    command = [sys.executable, "-m", "benchmarks", "gate", str(scenario)]
-    command += [f"a=http://{addresses[STABLE]}", f"b=http://{addresses[CANARY]}", f"out={out}"]
-    command += without_speed(scenario) if state.traffic == "canary" else []
-    environ = dict(os.environ)
-    if candidate.serving.api_keys_file is not None and (keys := site.text("qwen3-stack:api_keys")):
-        environ[GATE_KEY] = keys.split()[0]
-        command.append(f"api_key_env={GATE_KEY}")
-    if setpriv := shutil.which("setpriv"):
-        command = [setpriv, "--pdeathsig", "TERM", *command]  # a gate without its rollout only makes load
+    keyed = candidate.serving.api_keys_file is not None
+    key = gate.first_key(site.text("qwen3-stack:api_keys") or "") if keyed else None
+    words = without_speed(scenario) if state.traffic == "canary" else []
     say(f"gate: candidate against stable, results in {out.relative_to(site.root)}")
-    code = subprocess.run(command, cwd=site.root, env=environ, check=False, stdout=subprocess.DEVNULL).returncode
-    say(f"gate: {GATE_WORDS.get(code, f'could not run (exit code {code})')}")
+    a, b = (f"http://{addresses[track]}" for track in (STABLE, CANARY))
+    code = gate.ask(scenario, a, b, out, key=key, words=words, cwd=site.root)
+    said = gate.WORDS.get(code)
+    say(f"gate: {said or f'could not run (exit code {code})'}")
     site.note(
         id=state.id,
         event="gate",
-        verdict=GATE_WORDS.get(code, code),
+        verdict=said or code,
         traffic=state.traffic,
         canary=state.canary,
         report=str(out),

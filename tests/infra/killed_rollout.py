@@ -103,7 +103,7 @@ def main() -> int:
         Site.refresh = Site.recover = lambda _: None
     for owner, name in ((Site, "write"), (Site, "up"), (Site, "forget"), (Site, "note"), (Lease, "end")):
         killer.around(owner, name)
-    killer.around(rollout, "gate")
+    killer.around(rollout, "ask_gate")
     killer.within_up()
     killer.within_gate()
     return rollout.main(sys.argv[3:])

@@ -39,7 +39,7 @@ def says(monkeypatch):
 
     def answer(*words):
         codes = iter([CODES[word] for word in words])
-        monkeypatch.setattr(rollout, "gate", lambda *_: next(codes))
+        monkeypatch.setattr(rollout, "ask_gate", lambda *_: next(codes))
 
     return answer
 
