@@ -115,7 +115,7 @@ def check_model(model: Path, sha256: str, config: DeploymentConfig) -> None:
         ConfigurationError: It is an archive whose checksum is not given or another one, or holds more than one folder.
         ModelLoadError: It is a folder or file that cannot be used, or differs from its own manifest.
     """
-    if not (model.is_file() and tarfile.is_tarfile(model)):
+    if model.is_dir() or model.suffix == ".gguf":
         resolve(str(model), engine=config.engine)
         return
     if not sha256:

@@ -21,14 +21,12 @@ def waves(instances: Sequence[Instance], batch_hosts: int = 1) -> list[list[Inst
     found = [[instance] for instance in first]
     for start in range(0, len(others), batch_hosts):
         batch = others[start : start + batch_hosts]
-        for turn in range(max(map(len, batch))):
-            found.append([each[turn] for each in batch if turn < len(each)])
+        turns = range(max(map(len, batch)))
+        found += [[each[turn] for each in batch if turn < len(each)] for turn in turns]
     return found
 
 
-def differing(
-    instances: Sequence[Instance], running: Mapping[str, str], wanted: Mapping[str, str]
-) -> list[Instance]:
+def differing(instances: Sequence[Instance], running: Mapping[str, str], wanted: Mapping[str, str]) -> list[Instance]:
     """Those that run another version than their host is to have.
 
     Args:
