@@ -13,6 +13,7 @@ import pulumi_docker as docker
 from infra import servers, stack_settings
 from infra.component import ModelServer, ModelServerArgs
 from infra.image_build import image_name, image_of, read_build
+from infra.inventory import instances
 from infra.local_containers import not_started, read_settings
 from infra.local_stack import LocalStack, LocalStackArgs, pulled, state_folder
 from infra.manifests import pinned, read_cluster
@@ -44,7 +45,10 @@ def main() -> None:
                 pulumi.log.info(f"the candidate fits:\n{capacity.check(candidate).arithmetic}")
             on_kubernetes(config, settings, rollout, candidate)
         case "server":
-            pulumi.export("hosts", servers.hosts(stack_settings.value("hosts") or []))
+            found = servers.hosts(stack_settings.value("hosts") or [])
+            if found:
+                instances(config, servers.read_hosts(found))  # refuses a site that cannot work
+            pulumi.export("hosts", found)
         case "local":
             on_this_machine(config, settings)
     pulumi.export("environment", config.model_dump(mode="json"))

@@ -1,14 +1,13 @@
 """``python -m infra.release ENVIRONMENT.yml [wheelhouse=DIR] [model=PATH] [model_sha256=HEX] [python=3.11]``
 
-What bare servers are given, as one archive; prints names and paths as JSON. Everything is looked at before a host is.
+What bare servers are given, as archives; prints names and paths as JSON. Everything is looked at before a host is.
 
-    app/               the server's sources, two names on a path
-    requirements.txt   its packages, pinned with hashes
-    wheels/            those packages, where a wheelhouse is given
-
-``release`` is a digest of sources, pins and the unit: the same on every machine, and another one for any change.
-``version`` is that and the environment, without what applies while it runs (keys, rate limit, log level): what a
-rollout brings, and what a rollback brings back.
+    release    digest of sources, pins and the unit: the same on every machine, and another one for any change;
+               ``archive`` has app/ (two names on a path) and requirements.txt
+    packages   digest of the pins and the Python they are for: a virtual environment serves all releases that need the
+               same; ``wheels`` is an archive of the wheelhouse, or empty
+    version    the release and the environment, without what applies while it runs (keys, rate limit, log level): what a
+               rollout brings, and what a rollback brings back
 """
 
 from __future__ import annotations
@@ -37,32 +36,36 @@ WORDS = ("wheelhouse", "model", "model_sha256", "python")
 CHUNK_BYTES = 1 << 20
 
 
-def pack(project: Path, wheelhouse: Path | None, into: Path) -> tuple[str, Path]:
-    """Release, and the archive in ``into``; nothing is packed twice.
+def pack(project: Path, into: Path) -> tuple[str, Path]:
+    """Release, and its archive in ``into``."""
+    release = digest(project, (*CODE, REQUIREMENTS, UNIT))
+    members = {f"app/{path.relative_to(project)}": path for path in files(project, CODE)}
+    return release, _archive(into / f"{release}.tar", members | {"requirements.txt": project / REQUIREMENTS})
 
+
+def pack_wheels(wheelhouse: Path, into: Path) -> Path:
+    """
     Raises:
         ConfigurationError: The wheelhouse is not there or empty.
     """
-    release = digest(project, (*CODE, REQUIREMENTS, UNIT))
-    members = {f"app/{path.relative_to(project)}": path for path in files(project, CODE)}
-    members["requirements.txt"] = project / REQUIREMENTS
-    archive = into / f"{release}.tar"
-    if wheelhouse is not None:
-        wheels = sorted(wheelhouse.glob("*.whl"))
-        if not wheels:
-            raise ConfigurationError(f"there are no wheels in {wheelhouse}: fill it with `pip download`")
-        members |= {f"wheels/{path.name}": path for path in wheels}
-        names = hashlib.sha256("\0".join(path.name for path in wheels).encode()).hexdigest()[:8]
-        archive = into / f"{release}-{names}.tar"
+    wheels = sorted(wheelhouse.glob("*.whl"))
+    if not wheels:
+        raise ConfigurationError(f"there are no wheels in {wheelhouse}: fill it with `pip download`")
+    names = hashlib.sha256("\0".join(path.name for path in wheels).encode()).hexdigest()[:12]
+    return _archive(into / f"wheels-{names}.tar", {path.name: path for path in wheels})
+
+
+def _archive(archive: Path, members: Mapping[str, Path]) -> Path:
+    """Nothing is packed twice: its name says what is in it."""
     if not archive.exists():
-        into.mkdir(parents=True, exist_ok=True)
+        archive.parent.mkdir(parents=True, exist_ok=True)
         # Each host asks, and they ask at once: a file of one's own, put in place as a whole.
-        with tempfile.NamedTemporaryFile(dir=into, suffix=".part", delete=False) as part:
+        with tempfile.NamedTemporaryFile(dir=archive.parent, suffix=".part", delete=False) as part:
             with tarfile.open(fileobj=part, mode="w") as tar:
                 for name, path in sorted(members.items()):
                     _add(tar, name, path)
             Path(part.name).replace(archive)
-    return release, archive
+    return archive
 
 
 def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
@@ -142,13 +145,20 @@ def release(environment: Path, given: Mapping[str, str]) -> dict[str, str]:
         DeploymentError: Something is missing or damaged.
     """
     config = deployment.load(environment, (), {})
-    wheelhouse = Path(given["wheelhouse"]) if given.get("wheelhouse") else None
-    name, archive = pack(PROJECT, wheelhouse, cache_dir() / "releases")
-    if wheelhouse is not None:
-        check_wheelhouse(wheelhouse, PROJECT / REQUIREMENTS, given.get("python", "3.11"))
+    into, python, wheels = cache_dir() / "releases", given.get("python", "3.11"), None
+    if given.get("wheelhouse"):
+        wheels = pack_wheels(Path(given["wheelhouse"]), into)
+        check_wheelhouse(Path(given["wheelhouse"]), PROJECT / REQUIREMENTS, python)
     if given.get("model"):
         check_model(Path(given["model"]), given.get("model_sha256", ""), config)
-    return {"release": name, "version": version(name, config), "archive": str(archive)}
+    name, archive = pack(PROJECT, into)
+    return {
+        "release": name,
+        "version": version(name, config),
+        "archive": str(archive),
+        "packages": f"{digest(PROJECT, (REQUIREMENTS,))}-python{python}",
+        "wheels": "" if wheels is None else str(wheels),
+    }
 
 
 def main(words: Sequence[str]) -> int:

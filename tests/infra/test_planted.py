@@ -98,7 +98,7 @@ def planted(server_image, tmp_path_factory):
     """An image with faults that an environment's version calls up and with other weights; and the model of these."""
     folder = tmp_path_factory.mktemp("planted")
     shutil.copytree(MODEL, folder / "complaints-other")
-    _garble(folder / "complaints-other")
+    garble(folder / "complaints-other")
     (folder / "faults.py").write_text(FAULTS)
     (folder / "Dockerfile").write_text(
         f"FROM {server_image}\n"
@@ -114,7 +114,7 @@ def planted(server_image, tmp_path_factory):
     return tag, folder / "complaints-other"
 
 
-def _garble(model):
+def garble(model):
     """Every matrix with its weights in reverse: a model of the same speed that knows nothing."""
     weights = bytearray((model / "openvino_model.bin").read_bytes())
     for _, offset, size in re.findall(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infra import release
-from infra.release import UNIT, check_model, check_wheelhouse, pack, version
+from infra.release import UNIT, check_model, check_wheelhouse, pack, pack_wheels, version
 from model_server import deployment
 from model_server.errors import ConfigurationError, ModelLoadError
 
@@ -33,35 +33,34 @@ def project(tmp_path):
 
 
 def test_the_same_sources_are_the_same_version_and_another_byte_is_another(project, tmp_path):
-    first, archive = pack(project, None, tmp_path / "a")
+    first, archive = pack(project, tmp_path / "a")
     os.utime(project / "runconfig.py", (0, 0))
-    second, again = pack(project, None, tmp_path / "b")
+    second, again = pack(project, tmp_path / "b")
     assert first == second
     assert archive.read_bytes() == again.read_bytes()
 
     with (project / "runconfig.py").open("a") as file:
         file.write("\n")
-    third, _ = pack(project, None, tmp_path / "a")
+    third, _ = pack(project, tmp_path / "a")
     assert third != first
 
 
-def test_the_archive_has_the_sources_the_pins_and_the_wheels_and_no_bytecode(project, tmp_path):
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    (wheels / "a-1-py3-none-any.whl").write_bytes(b"wheel")
-    _, archive = pack(project, wheels, tmp_path / "out")
+def test_the_archive_has_the_sources_and_the_pins_and_no_bytecode(project, tmp_path):
+    _, archive = pack(project, tmp_path / "out")
 
     with tarfile.open(archive) as tar:
         names = tar.getnames()
         assert {"app/runconfig.py", "app/model_server/__main__.py", "requirements.txt"} < set(names)
-        assert "wheels/a-1-py3-none-any.whl" in names
         assert not [name for name in names if name.endswith(".pyc")]
         assert {(entry.uid, entry.mtime, entry.mode) for entry in tar.getmembers()} == {(0, 0, 0o644)}
 
 
-def test_a_wheelhouse_without_wheels_is_refused(project, tmp_path):
+def test_wheels_travel_apart_and_a_wheelhouse_without_any_is_refused(tmp_path):
+    (tmp_path / "a-1-py3-none-any.whl").write_bytes(b"wheel")
+    with tarfile.open(pack_wheels(tmp_path, tmp_path / "out")) as tar:
+        assert tar.getnames() == ["a-1-py3-none-any.whl"]
     with pytest.raises(ConfigurationError, match="there are no wheels in"):
-        pack(project, tmp_path / "nothing", tmp_path / "out")
+        pack_wheels(tmp_path / "nothing", tmp_path / "out")
 
 
 def environment(*words):
@@ -155,7 +154,7 @@ def test_a_folder_that_differs_from_its_manifest_is_refused(tmp_path):
 def test_the_command_says_what_the_role_needs(capsys):
     assert release.main([str(REPOSITORY / "environments/onprem.yml"), f"model={MODEL}", "wheelhouse="]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said.keys() == {"release", "version", "archive"}
+    assert said.keys() == {"release", "version", "archive", "packages", "wheels"}
     assert Path(said["archive"]).is_file()
 
 

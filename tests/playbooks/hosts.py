@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 import os
+import secrets
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -50,40 +54,63 @@ class Host:
     def property(self, unit, name):
         return self.run("systemctl", "show", "-P", name, unit).strip()
 
+    def started(self):
+        """Wait until systemd has done with what it starts at boot."""
+        done = ("running", "degraded")
+        wait_until(lambda: self.run("systemctl", "is-system-running", check=False).strip() in done, "systemd runs")
+        wait_until(lambda: self.run("systemctl", "is-active", "ssh", check=False).strip() == "active", "sshd runs")
+
+    def reboot(self):
+        """As a container can: its systemd ends, and Docker starts it again."""
+        self.run("systemctl", "reboot", check=False)
+        subprocess.run(["docker", "wait", self.name], check=True, capture_output=True, timeout=120)
+        subprocess.run(["docker", "start", self.name], check=True, capture_output=True)
+        self.started()
+
 
 @contextmanager
-def host(name, key, *roles):
-    """A server that lets ``key`` in as root."""
-    subprocess.run([REPOSITORY / "tests/tools/host-image.sh", IMAGE], check=True, capture_output=True)
-    subprocess.run(
-        [
-            "docker",
-            "run",
-            "-d",
-            "--name",
-            name,
-            "--hostname",
-            name,
-            *AS_A_SERVER,
-            *control_groups(),
-            "-p",
-            "127.0.0.1::22",
-            IMAGE,
-        ],
-        check=True,
-        capture_output=True,
-    )
+def network():
+    """Addresses that stay when a host is rebooted: the network's name, and one address after the other."""
+    name = f"qwen3-tests-{secrets.token_hex(3)}"
+    for third in range(64):
+        subnet = ipaddress.ip_network(f"172.31.{third}.0/24")
+        made = subprocess.run(
+            ["docker", "network", "create", "--subnet", str(subnet), name], check=False, capture_output=True, text=True
+        )
+        if made.returncode == 0:
+            break
+        assert "overlap" in made.stderr, made.stderr
     try:
-        port = int(subprocess.check_output(["docker", "port", name, "22"], text=True).rsplit(":", 1)[1])
-        form = "{{.NetworkSettings.IPAddress}}"
+        yield name, map(str, itertools.islice(subnet.hosts(), 9, None))
+    finally:
+        subprocess.run(["docker", "network", "rm", name], check=False, capture_output=True)
+
+
+@contextmanager
+def host(name, key, *roles, place=None):
+    """A server that lets ``key`` in as root.
+
+    Args:
+        place: Name of a :func:`network` and an address in it; None: Docker's own, an address by chance.
+    """
+    subprocess.run([REPOSITORY / "tests/tools/host-image.sh", IMAGE], check=True, capture_output=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]  # the same after a reboot
+    words = [] if place is None else ["--network", place[0], "--ip", place[1]]
+    command = ["docker", "run", "-d", "--name", name, "--hostname", name, *AS_A_SERVER, *control_groups(), *words]
+    subprocess.run([*command, "-p", f"127.0.0.1:{port}:22", IMAGE], check=True, capture_output=True)
+    try:
+        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
         address = subprocess.check_output(["docker", "inspect", "-f", form, name], text=True).strip()
         server = Host(name, port, address, roles or Host.roles)
-        wait_until(lambda: "running" in server.run("systemctl", "is-system-running", check=False), "systemd runs")
+        server.started()
         # As systemd finds it on a server and leaves it in a container: LoadCredential mounts in a namespace of its own.
-        server.run("mount", "--make-rshared", "/")
+        shared = "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nExecStart=/bin/mount --make-rshared /\n"
+        shared += "[Install]\nWantedBy=sysinit.target\n"
+        server.run("sh", "-c", f"printf '{shared}' > /etc/systemd/system/shared-mounts.service")
+        server.run("systemctl", "enable", "--now", "shared-mounts.service")
         server.run("mkdir", "-p", "-m", "700", "/root/.ssh")
         server.run("sh", "-c", f"echo '{key.with_suffix('.pub').read_text().strip()}' > /root/.ssh/authorized_keys")
-        wait_until(lambda: server.run("systemctl", "is-active", "ssh", check=False).strip() == "active", "sshd runs")
         yield server
     finally:
         subprocess.run(["docker", "rm", "-f", name], check=False, capture_output=True)
@@ -96,20 +123,38 @@ class Site:
         self.folder, self.servers, self.key = folder, servers, key
         self.words = ()
         """For every play."""
-        rows = [
+        self.machine = None
+        """Address of this machine, where a monitor of the site could be."""
+        self.rows = [
             {"name": each.name, "address": "127.0.0.1", "port": each.port, "internal_address": each.address}
             | {"roles": list(each.roles)}
             for each in servers
         ]
-        (folder / "hosts.yml").write_text(yaml.safe_dump({"hosts": rows}))
+        self.write_hosts(self.rows)
+        self.usual = environment
         self.write(environment)
 
+    def __getitem__(self, role):
+        """The servers of a role, in order."""
+        return [each for each in self.servers if role in each.roles]
+
+    @contextmanager
+    def environment(self, **changes):
+        """Plays within have an environment that differs."""
+        self.write(self.usual | changes)
+        try:
+            yield
+        finally:
+            self.write(self.usual)
+
     def write(self, environment):
-        self.environment = environment
         (self.folder / "site.yml").write_text(yaml.safe_dump(environment))
 
-    def play(self, name, *words):
-        """Exit code and what was said."""
+    def write_hosts(self, rows):
+        (self.folder / "hosts.yml").write_text(yaml.safe_dump({"hosts": rows}))
+
+    def begin(self, name, *words):
+        """A play in a group of processes of its own."""
         ansible = Path(sys.executable).with_name("ansible-playbook")
         variables = {
             **os.environ,
@@ -123,9 +168,21 @@ class Site:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         command = [ansible, "-i", REPOSITORY / "playbooks/inventory", REPOSITORY / f"playbooks/{name}.yml"]
-        command += [*self.words, *words]
-        done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
+        return subprocess.Popen(
+            [*command, *self.words, *words],
+            cwd=self.folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def play(self, name, *words):
+        """Exit code and what was said."""
+        running = self.begin(name, *words)
+        said, _ = running.communicate()
+        return running.returncode, said
 
 
 def changed(said):

@@ -1,77 +1,62 @@
-"""``playbooks/site.yml`` on a bare server, over SSH."""
+"""``playbooks/site.yml``: from bare servers to answers through the balancer, over SSH."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
+import socket
 import subprocess
-import sys
+import time
+from functools import partial
 
 import pytest
-from cluster_fixture import TINY
-from hosts import REPOSITORY, Site, changed, host, ssh_key
-from traffic import KEY, TEXT, wait_until
-
-from model_server.cache import cache_dir
+from hosts import changed
+from traffic import KEY, TEXT, Traffic, call, stream, wait_until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(900)]
 
-ENVIRONMENT = TINY | {
-    "model_source": "/opt/qwen3/models/complaints-tiny",
-    "deployment_type": "server",
-    "resource_limits": {"cpu_cores": 1, "memory_gb": 0.75, "disk_gb": 1},
-    "replicas": {"min": 2, "max": 2},
-    "serving": {"metrics_port": 9000, "api_keys_file": "/etc/qwen3/api_keys"},
-}
+IN_IT = ("ConnectionResetError", "RemoteDisconnected", "IncompleteRead", "502 ", "200 ")
+"""What a client may see of an instance that is killed with its request in it; 200: a stream without its end."""
 
 
-@pytest.fixture(scope="module")
-def wheelhouse():
-    """The server's packages, as a site without the internet would bring them."""
-    folder = cache_dir() / "wheelhouse"
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
-    command += [
-        "--only-binary",
-        ":all:",
-        "--require-hashes",
-        "-r",
-        REPOSITORY / "requirements/server.txt",
-        "-d",
-        folder,
-    ]
-    subprocess.run(command, check=True)
-    return folder
+@pytest.fixture
+def door(site):
+    """Where clients come in, once all instances get requests."""
+    [balancer] = site["load_balancer"]
+    wait_until(lambda: up(balancer) == 4, "all four instances are up")
+    return balancer.address
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory, wheelhouse):
-    folder = tmp_path_factory.mktemp("site")
-    key = ssh_key(folder)
-    (folder / "keys").write_text(f"tests:{KEY}\n")
-    with host(f"qwen3-host-{secrets.token_hex(3)}", key) as server:
-        site = Site(folder, [server], ENVIRONMENT, key)
-        site.words = (
-            *("-e", f"model_server_api_keys_file={folder / 'keys'}", "-e", f"model_server_wheelhouse={wheelhouse}"),
-            *("-e", f"model_server_model={REPOSITORY / 'models/complaints-tiny'}"),
-        )
-        code, said = site.play("site", "--check")
-        assert code == 0, said
-        code, said = site.play("site")
-        print(said, server.run("journalctl", "--no-pager", "-n", "40", "-u", "qwen3@1"))
-        assert code == 0
-        yield site
+def up(balancer):
+    """Instances that HAProxy sends requests to."""
+    said = balancer.run("curl", "-s", f"http://{balancer.address}:8405/metrics")
+    return sum(line.endswith(" 1") for line in said.splitlines() if is_up(line))
 
 
-def ask(server, port):
+def is_up(line):
+    return line.startswith('haproxy_server_status{proxy="model_servers"') and 'state="UP"' in line
+
+
+def in_service(balancer, name):
+    said = balancer.run("curl", "-s", f"http://{balancer.address}:8405/metrics")
+    return any(is_up(line) and f'server="{name}"' in line and line.endswith(" 1") for line in said.splitlines())
+
+
+def ask(server, address, port):
     words = ("-H", f"Authorization: Bearer {KEY}", "-d", json.dumps({"text": TEXT}))
-    return server.run("curl", "-sSf", *words, f"http://127.0.0.1:{port}/api/v1/classify")
+    return server.run("curl", "-sSf", *words, f"http://{address}:{port}/api/v1/classify")
 
 
-def test_a_bare_server_answers_after_one_command_and_a_second_changes_nothing(site):
-    [server] = site.servers
-    assert "category" in ask(server, 8000)
-    assert "category" in ask(server, 8001)
+def restarts(server, number):
+    return int(server.property(f"qwen3@{number}", "NRestarts"))
+
+
+def test_bare_servers_answer_through_the_balancer_after_one_command_and_a_second_changes_nothing(site, door):
+    for server in site["model_server"]:
+        assert "category" in ask(server, server.address, 8000)
+        assert "category" in ask(server, server.address, 8001)
+    assert call(door) == "whole"
+    assert stream(door) == "whole"
 
     code, said = site.play("site")
     assert (code, changed(said)) == (0, 0), said
@@ -79,82 +64,274 @@ def test_a_bare_server_answers_after_one_command_and_a_second_changes_nothing(si
     assert (code, changed(said)) == (0, 0), said
 
 
-def test_an_instance_that_is_killed_is_back_and_the_other_answers_meanwhile(site):
-    [server] = site.servers
-    before = server.property("qwen3@1", "MainPID")
-    server.run("kill", "-9", before)
+def test_requests_are_spread_over_all_instances_of_all_hosts(site, door):
+    with Traffic(partial(call, door), 8) as calls:
+        wait_until(lambda: len(calls.answers) >= 200, "two hundred requests")
+    assert set(calls.counts()) == {"whole"}
+    [balancer] = site["load_balancer"]
+    said = balancer.run("curl", "-s", f"http://{balancer.address}:8405/metrics")
+    lines = [line for line in said.splitlines() if line.startswith("haproxy_server_http_responses_total")]
+    answered = [int(line.rsplit(" ", 1)[1]) for line in lines if 'code="2xx"' in line]
+    print(answered)
+    assert len(answered) == 4
+    assert min(answered) >= 20
 
-    assert ask(server, 8001)
-    wait_until(lambda: server.property("qwen3@1", "ActiveState") == "active", "systemd started it again")
-    assert server.property("qwen3@1", "MainPID") != before
-    assert server.property("qwen3@1", "NRestarts") == "1"
-    assert ask(server, 8000)
+
+def test_clients_of_an_instance_that_is_killed_see_an_error_on_what_was_in_it_and_on_nothing_else(site, door):
+    victim = site["model_server"][0]
+    before = restarts(victim, 1)
+    with (
+        Traffic(partial(call, door), 4) as calls,
+        Traffic(partial(stream, door, tokens=200), 4) as streams,
+    ):
+        wait_until(lambda: len(streams.answers) >= 4, "streams")
+        killed = time.monotonic()
+        victim.run("kill", "-9", victim.property("qwen3@1", "MainPID"))
+        wait_until(lambda: restarts(victim, 1) > before, "systemd started it again")
+        wait_until(lambda: victim.property("qwen3@1", "ActiveState") == "active", "it serves again")
+        print(f"serves again after {time.monotonic() - killed:.1f} s")
+        wait_until(lambda: len(calls.counts(since=killed + 1)) > 0, "requests after the kill")
+    print(f"classifications {dict(calls.counts())}, streams {dict(streams.counts())}")
+
+    assert all(what == "whole" or what.startswith(IN_IT) for what in {*calls.counts(), *streams.counts()})
+    # Those that began later than the kill found another instance.
+    assert set(calls.counts(since=killed + 0.5)) == {"whole"}
+    assert set(streams.counts(since=killed + 0.5)) == {"whole"}
+
+
+def test_a_hung_instance_is_taken_out_by_the_check_and_started_again_by_the_watchdog(site, door):
+    victim, [balancer] = site["model_server"][1], site["load_balancer"]
+    name, before = f"{victim.name}-2", restarts(victim, 2)
+    with Traffic(partial(call, door, limit_s=60), 2, pause_s=0.2) as calls:
+        victim.run("kill", "-STOP", victim.property("qwen3@2", "MainPID"))
+        stopped = time.monotonic()
+        wait_until(lambda: not in_service(balancer, name), "it is taken out")
+        out = time.monotonic()
+        wait_until(lambda: restarts(victim, 2) > before, "the watchdog ends it", limit_s=90)
+        again = time.monotonic()
+        wait_until(lambda: in_service(balancer, name), "it is in service again", limit_s=90)
+    print(f"out after {out - stopped:.1f} s, started again after {again - stopped:.1f} s: {dict(calls.counts())}")
+
+    assert out - stopped < 10  # inter 1 s, timeout 2 s, fall 2
+    assert again - stopped < 30 + 5 + 10  # WatchdogSec, TimeoutAbortSec, a busy machine
+    assert set(calls.counts(since=out + 0.5)) == {"whole"}
+
+
+def test_after_the_reboot_of_a_host_its_instances_serve_again_and_nobody_noticed(site, door):
+    victim, [balancer] = site["model_server"][0], site["load_balancer"]
+    with Traffic(partial(call, door), 4, pause_s=0.1) as calls:
+        began = time.monotonic()
+        victim.reboot()
+        wait_until(lambda: up(balancer) == 4, "all serve again", limit_s=120)
+        print(f"serves again {time.monotonic() - began:.1f} s after the reboot began: {dict(calls.counts())}")
+    # systemd ends the instances as it always does: they finish what they have.
+    assert set(calls.counts()) == {"whole"}
+
+
+def test_on_a_full_disk_the_instances_go_on_and_a_rollout_is_refused(site, door):
+    server = site["model_server"][1]
+    server.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/var/log")
+    try:
+        server.run("dd", "if=/dev/zero", "of=/var/log/full", "bs=1M", check=False)
+        for port in (8000, 8001):
+            assert "category" in ask(server, server.address, port)
+    finally:
+        server.run("umount", "-l", "/var/log")
+    with site.environment(resource_limits={"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 100_000}):
+        code, said = site.play("site")
+    assert code != 0
+    assert "resource_limits.disk_gb asks for 102400000 MiB: free some, or lower it" in said
 
 
 def test_the_limits_and_waiting_times_are_the_environments(site):
-    [server] = site.servers
-    assert server.property("qwen3@1", "CPUQuotaPerSecUSec") == "1s"
+    server = site["model_server"][0]
+    assert server.property("qwen3@1", "CPUQuotaPerSecUSec") == "500ms"
     assert server.property("qwen3@1", "MemoryMax") == str(768 * 2**20)
     assert server.property("qwen3@1", "TimeoutStopUSec") == "1min 25s"
 
 
-def test_the_key_is_in_no_command_line_and_only_root_and_the_server_read_it(site):
-    [server] = site.servers
-    lines = server.run("sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'")
-    assert KEY not in lines
-    assert server.run("stat", "-c", "%a %U", "/etc/qwen3/api_keys").strip() == "600 root"
-    assert KEY not in server.run("journalctl", "--no-pager")
-    readable = server.run(
-        "sh", "-c", f"grep -rlF {KEY} /etc /opt /var 2>/dev/null | xargs -r stat -c '%a %n'", check=False
-    )
-    assert [line for line in readable.splitlines() if int(line.split()[0][-1]) & 4] == []
+def test_keys_and_rate_limits_apply_without_a_restart(site, door):
+    server = site["model_server"][0]
+    before = server.property("qwen3@1", "MainPID")
+    (site.folder / "keys").write_text(f"tests:{KEY}\nmore:another-key-of-the-tests\n")
+    try:
+        with site.environment(serving=site.usual["serving"] | {"log_level": "DEBUG"}):
+            code, said = site.play("site", "--tags", "all")
+        assert code == 0, said
+        words = ("-H", "Authorization: Bearer another-key-of-the-tests", "-d", json.dumps({"text": TEXT}))
+        assert "category" in server.run("curl", "-sSf", *words, f"http://{server.address}:8000/api/v1/classify")
+    finally:
+        (site.folder / "keys").write_text(f"tests:{KEY}\n")
+        code, said = site.play("site")
+    assert code == 0
+    assert server.property("qwen3@1", "MainPID") == before
+
+
+def test_the_key_is_in_no_command_line_and_only_root_and_the_server_read_it(site, door):
+    for server in site.servers:
+        lines = server.run("sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'")
+        assert KEY not in lines
+        assert KEY not in server.run("journalctl", "--no-pager")
+        readable = server.run(
+            "sh", "-c", f"grep -rlF {KEY} /etc /opt /var 2>/dev/null | xargs -r stat -c '%a %n'", check=False
+        )
+        assert [line for line in readable.splitlines() if int(line.split()[0][-1]) & 4] == []
+    for server in site["model_server"]:
+        assert server.run("stat", "-c", "%a %U", "/etc/qwen3/api_keys").strip() == "600 root"
 
 
 def test_the_unit_is_shut_in(site):
-    [server] = site.servers
+    server = site["model_server"][0]
     said = server.run("systemd-analyze", "security", "--no-pager", "qwen3@1.service")
     print(said.splitlines()[-1])
     exposure = float(said.rsplit("exposure level for", 1)[1].split(":")[1].split()[0])
     assert exposure <= 1.5
 
 
+def test_other_hosts_reach_the_door_and_nothing_behind_it(site, door):
+    def reached(server, port):
+        with socket.socket() as client:
+            client.settimeout(1)
+            return client.connect_ex((server.address, port)) == 0
+
+    [balancer] = site["load_balancer"]
+    for server in site["model_server"]:
+        server.run("systemd-run", "--unit=left-open", "python3", "-m", "http.server", "8200")
+    try:
+        wait_until(lambda: ":8200" in site.servers[0].run("ss", "-Hltn"), "it listens")
+        for server in site["model_server"]:
+            # This machine is a monitor of the site, and no balancer.
+            ports = (22, 80, 8000, 8001, 8200, 9000, 9001)
+            assert [port for port in ports if reached(server, port)] == [22, 9000, 9001]
+            assert "category" in ask(balancer, server.address, 8000)
+            said = balancer.run("curl", "-sS", "-m", "2", f"http://{server.address}:8200", check=False)
+            assert said == ""
+        assert [port for port in (22, 80, 443, 8000, 8405, 9000) if reached(balancer, port)] == [22, 80, 8405]
+    finally:
+        for server in site["model_server"]:
+            server.run("systemctl", "stop", "left-open")
+
+    said = balancer.run("systemd-analyze", "security", "--no-pager", "qwen3-firewall.service")
+    print(said.splitlines()[-1])
+    assert float(said.rsplit("exposure level for", 1)[1].split(":")[1].split()[0]) <= 1.5
+
+
+def test_a_running_site_is_looked_at_from_end_to_end(site, door):
+    code, said = site.play("validate")
+    assert code == 0, said
+    print(said[said.index("Show the instances") :])
+    assert "4 instances serve 1-" in said
+
+    victim = site["model_server"][1]
+    victim.run("systemctl", "stop", "qwen3@2")
+    try:
+        code, said = site.play("validate")
+    finally:
+        victim.run("systemctl", "start", "qwen3@2")
+    assert code != 0
+    assert f"not in service: {victim.name}-2" in said
+
+
+def test_with_a_certificate_keys_cross_the_network_in_secret(site, door):
+    [balancer] = site["load_balancer"]
+    names = ("-subj", "/CN=door", "-addext", f"subjectAltName=IP:{balancer.address}")
+    words = ("-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-keyout", "key.pem", "-out", "certificate.pem")
+    subprocess.run(["openssl", "req", *words, *names], cwd=site.folder, check=True, capture_output=True)
+    pem = site.folder / "site.pem"
+    pem.write_text((site.folder / "certificate.pem").read_text() + (site.folder / "key.pem").read_text())
+    trusted = ("--cacert", site.folder / "certificate.pem", "-sSf", "-H", f"Authorization: Bearer {KEY}")
+    url = f"https://{balancer.address}/api/v1/classify"
+    try:
+        code, said = site.play("site", "-e", f"haproxy_certificate={pem}", "--limit", "load_balancers")
+        assert code == 0, said
+        command = ["curl", *trusted, "-d", json.dumps({"text": TEXT}), url]
+        assert "category" in subprocess.check_output(command, text=True)
+        assert balancer.run("stat", "-c", "%a %U", "/etc/haproxy/certificates/site.pem").strip() == "600 root"
+        assert call(balancer.address) == "ConnectionRefusedError"
+
+        code, said = site.play("site", "-e", f"haproxy_certificate={site.folder / 'key.pem'}", "--limit", door_of(site))
+        assert code != 0
+        assert "must hold the certificate (chain) and its private key" in said
+    finally:
+        code, said = site.play("site", "--limit", "load_balancers")
+    assert code == 0, said
+
+
+def door_of(site):
+    return site["load_balancer"][0].name
+
+
+def test_a_reload_that_fails_is_noticed(site, door):
+    """HAProxy takes a file that its check accepts, fails, and goes on as it was; systemd says that it reloaded."""
+    try:
+        code, said = site.play("site", "-e", "haproxy_max_connections=1000000000", "--limit", "load_balancers")
+        assert code != 0
+        assert call(door) == "whole"
+    finally:
+        code, said = site.play("site", "--limit", "load_balancers")
+    assert code == 0, said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-e", '{"model_server_instances": 1000}'], "lower model_server_instances or resource_limits.memory_gb"),
         (["-e", "model_server_api_keys_file="], "give the file with the keys"),
         (["-e", "model_server_api_keys_file=keys"], "keys: give the whole path"),
         (["-e", "model_server_model=/nowhere"], "/nowhere: give the whole path"),
-        (["-e", '{"model_server_instances": "many"}'], "model_server_instances"),
+        (["-e", '{"model_server_allow_jit": "perhaps"}'], "model_server_allow_jit"),
         (["-e", f"model_server_wheelhouse={os.devnull}"], "there are no wheels in /dev/null"),
+        (["-e", "model_server_python=/usr/bin/python9"], "/usr/bin/python9"),
+        (["-e", "haproxy_certificate=/nowhere.pem"], "/nowhere.pem is no whole path of a file"),
+        (["-e", "haproxy_port=22"], "port 22 is taken by sshd"),
     ],
 )
 def test_what_cannot_work_stops_before_the_host_is_changed(site, words, said):
-    [server] = site.servers
-    before = server.run("sh", "-c", "find /etc /opt -newermt @0 -printf '%p %T@\\n' | sort | sha256sum")
+    listing = "find /etc /opt -newermt @0 -not -name __pycache__ -not -name '*.pyc' -printf '%p %T@\\n' | sort"
+    before = [server.run("sh", "-c", listing) for server in site.servers]
 
     code, told = site.play("site", *words)
 
     assert code != 0
     assert said in told
-    assert server.run("sh", "-c", "find /etc /opt -newermt @0 -printf '%p %T@\\n' | sort | sha256sum") == before
+    assert [server.run("sh", "-c", listing) for server in site.servers] == before
 
 
-def test_an_environment_that_does_not_fit_is_refused_with_the_arithmetic(site):
-    site.write(ENVIRONMENT | {"resource_limits": {"cpu_cores": 1, "memory_gb": 0.1, "disk_gb": 1}})
-    try:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"resource_limits": {"cpu_cores": 1, "memory_gb": 0.1, "disk_gb": 1}}, "ResourceInsufficientError"),
+        ({"resource_limits": {"cpu_cores": 1, "memory_gb": 10_000, "disk_gb": 1}}, "lower the host's instances"),
+        ({"deployment_type": "kubernetes"}, "playbooks are for environments of type 'server'"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused_with_the_arithmetic(site, changes, said):
+    with site.environment(**changes):
         code, told = site.play("site")
-    finally:
-        site.write(ENVIRONMENT)
     assert code != 0
-    assert "ResourceInsufficientError" in told
+    assert said in told
 
 
-def test_the_playbook_of_an_environment_for_kubernetes_is_refused(site):
-    site.write(ENVIRONMENT | {"deployment_type": "kubernetes"})
+def test_a_port_that_something_else_has_is_refused_with_its_name(site):
+    server = site["model_server"][0]
+    server.run("systemd-run", "--unit=squatter", "python3", "-m", "http.server", "8100")
     try:
-        code, told = site.play("site")
+        wait_until(lambda: ":8100" in server.run("ss", "-Hltn"), "it listens")
+        with site.environment(serving=site.usual["serving"] | {"port": 8100}):
+            server.run("systemctl", "stop", "qwen3@1")
+            code, told = site.play("site")
     finally:
-        site.write(ENVIRONMENT)
-    assert "playbooks are for environments of type 'server'" in told
+        server.run("systemctl", "stop", "squatter")
+        server.run("systemctl", "start", "qwen3@1")
     assert code != 0
+    assert "port 8100, which instance 1 is to have, is taken by python3" in told
+
+
+def test_a_host_that_does_not_answer_ends_the_play(site):
+    rows = (site.folder / "hosts.yml").read_text()
+    (site.folder / "hosts.yml").write_text(rows.replace(f"port: {site.servers[0].port}", "port: 1"))
+    try:
+        code, told = site.play("site", "--limit", site.servers[0].name)
+    finally:
+        (site.folder / "hosts.yml").write_text(rows)
+    assert code == 4
+    assert "UNREACHABLE" in told
