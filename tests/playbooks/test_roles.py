@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import ansible_collections
 import pytest
 import yaml
 
@@ -30,12 +31,21 @@ def test_every_variable_is_documented_and_has_one_default(role):
     assert all(option["description"].endswith(".") for option in options.values())
 
 
+def ansible_lint(folder, *words):
+    """In its strictest profile, with the collections of the default environment."""
+    scanners = environment_python("policy").parent
+    env = {
+        **os.environ,
+        "PATH": f"{scanners}:{os.environ['PATH']}",
+        "ANSIBLE_COLLECTIONS_PATH": str(Path(ansible_collections.__path__[0]).parent),
+    }
+    command = [scanners / "ansible-lint", "--offline", "--nocolor", "--profile", "production", *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.policy
 def test_ansible_lint_has_nothing_to_say_in_its_strictest_profile():
-    scanners = environment_python("policy").parent
-    command = [scanners / "ansible-lint", "--offline", "--nocolor", "--profile", "production", PLAYBOOKS]
-    env = {**os.environ, "PATH": f"{scanners}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=PLAYBOOKS.parent, env=env, capture_output=True, text=True, check=False)
+    done = ansible_lint(PLAYBOOKS.parent, PLAYBOOKS)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Profile 'production' was required, and it passed" in done.stdout + done.stderr
@@ -45,10 +55,7 @@ def test_ansible_lint_has_nothing_to_say_in_its_strictest_profile():
 def test_ansible_lint_would_notice_a_careless_task(tmp_path):
     play = [{"hosts": "all", "tasks": [{"shell": "service qwen3 restart", "ignore_errors": True}]}]
     (tmp_path / "careless.yml").write_text(yaml.safe_dump(play))
-    scanners = environment_python("policy").parent
-    env = {**os.environ, "PATH": f"{scanners}:{os.environ['PATH']}"}
-    command = [scanners / "ansible-lint", "--offline", "--nocolor", "--profile", "production", "careless.yml"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = ansible_lint(tmp_path, "careless.yml")
 
     assert done.returncode == 2
     assert "fqcn" in done.stdout
