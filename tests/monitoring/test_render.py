@@ -35,6 +35,7 @@ USED = 'qwen3_model_memory_usage_bytes{job="a",instance="a:1"}'
 LIMIT = 'qwen3_memory_limit_bytes{job="a",instance="a:1"}'
 STARTED = 'qwen3_start_time_seconds{job="a",instance="a:1"}'
 ENGINE = 'qwen3_engine_restarts_total{job="a",instance="a:1"}'
+SYSTEMD = 'node_systemd_service_restart_total{job="a",instance="a:1",name="qwen3@1.service"}'
 
 promtool = pytest.mark.promtool
 
@@ -140,6 +141,53 @@ def test_three_restarts_of_the_engine_do_not_become_more_than_three(tmp_path):
 
     assert fires(tmp_path, "pod_restart", three, [50, 60, 70, 80], interval="45s") == []
     assert fires(tmp_path, "pod_restart", four, [70], interval="45s") == [70]
+
+
+@promtool
+def test_servers_that_do_not_live_to_be_scraped_are_counted_by_systemd(tmp_path):
+    """Four restarts between two scrapes at minute 11; then also of a server that no scrape has ever met."""
+    counted = {SYSTEMD: "0x10 4x120"}
+    met = {STARTED: "100x10 200x120", ENGINE: "0x130"}
+
+    assert fires(tmp_path, "pod_restart", met, [10, 12, 60]) == []
+    assert fires(tmp_path, "pod_restart", met | counted, [10, 12, 60, 75]) == [12, 60]
+    assert fires(tmp_path, "pod_restart", counted, [10, 12, 60, 75]) == [12, 60]
+
+
+@promtool
+def test_a_restart_that_both_server_and_systemd_tell_of_counts_once(tmp_path):
+    both = {STARTED: "100x10 200x9 300x9 400x60", SYSTEMD: "0x10 1x9 2x9 3x60"}
+
+    assert fires(tmp_path, "pod_restart", both | {ENGINE: "0x90"}, [32, 40, 60]) == []
+    # Restarts of the engine are others, and come on top.
+    assert fires(tmp_path, "pod_restart", both | {ENGINE: "0x50 1x40"}, [50, 52, 60]) == [52, 60]
+
+
+@promtool
+def test_systemds_counter_begins_anew_when_somebody_restarts_the_unit(tmp_path):
+    """Four restarts of long ago, by then known, are none of this hour; those after it count."""
+    started = {STARTED: "100x160", ENGINE: "0x160"}
+
+    assert fires(tmp_path, "pod_restart", started | {SYSTEMD: "4x80 0x60"}, [75, 82, 100, 130]) == []
+    assert fires(tmp_path, "pod_restart", started | {SYSTEMD: "4x80 0x9 3x60"}, [75, 82, 100, 130]) == []
+    assert fires(tmp_path, "pod_restart", started | {SYSTEMD: "4x80 0x9 4x60"}, [75, 82, 100, 130]) == [100, 130]
+
+
+@promtool
+def test_three_restarts_right_after_prometheus_began_are_three(tmp_path):
+    """At minute 10 there are two samples, 45 s apart, and increase() takes 3 for 4."""
+    young = {STARTED: "_x11 100x60", SYSTEMD: "_x11 0x0 3x60"}
+    assert fires(tmp_path, "pod_restart", young, [10, 11, 30], interval="45s") == []
+
+    young[SYSTEMD] = "_x11 0x0 4x60"
+    assert fires(tmp_path, "pod_restart", young, [10, 11, 30], interval="45s") == [10, 11, 30]
+
+
+@promtool
+def test_restarts_of_other_units_are_not_the_servers(tmp_path):
+    other = SYSTEMD.replace("qwen3@1", "haproxy")
+
+    assert fires(tmp_path, "pod_restart", {STARTED: "100x90", ENGINE: "0x90", other: "0x10 9x80"}, [12, 60]) == []
 
 
 @promtool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 LEFT_S = 2.0
 PERIOD_S = 0.1
-_DRAIN = re.compile(r'haproxy_server_status\{proxy="model_servers",server="([^"]+)",state="DRAIN"\} 1')
+_STATE = re.compile(r'haproxy_server_status\{proxy="model_servers",server="([^"]+)",state="(\w+)"\} 1')
 _SESSIONS = re.compile(r'haproxy_server_current_sessions\{proxy="model_servers",server="([^"]+)"\} (\d+)')
 
 
@@ -21,7 +21,7 @@ class Drain:
     instance: str
     began: float
     sessions: int
-    left: int = 0
+    left: int | None = None
     """Sessions that went on for 2 s or more. None can have begun meanwhile."""
 
 
@@ -47,13 +47,13 @@ class Drains:
         while not self._stop.wait(PERIOD_S):
             now, text = time.monotonic(), self._metrics()
             sessions = {name: int(number) for name, number in _SESSIONS.findall(text)}
-            draining = set(_DRAIN.findall(text))
-            for name in draining:
-                drain = open_now.setdefault(name, Drain(name, now, sessions[name]))
-                if now - drain.began >= LEFT_S and not drain.left:
-                    drain.left = sessions[name]
-            for name in open_now.keys() - draining:
-                self.found.append(open_now.pop(name))
+            for name, state in _STATE.findall(text):
+                if state == "DRAIN":
+                    drain = open_now.setdefault(name, Drain(name, now, sessions[name]))
+                    if drain.left is None and now - drain.began >= LEFT_S:
+                        drain.left = sessions[name]
+                elif state == "UP" and name in open_now:  # and not DOWN, which it is while it starts again
+                    self.found.append(open_now.pop(name))
         self.found += open_now.values()
 
     def _metrics(self):

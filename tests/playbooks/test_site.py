@@ -335,3 +335,34 @@ def test_a_host_that_does_not_answer_ends_the_play(site):
         (site.folder / "hosts.yml").write_text(rows)
     assert code == 4
     assert "UNREACHABLE" in told
+
+
+def test_a_host_that_is_decommissioned_keeps_nothing_and_no_client_notices(site, door):
+    """The last test: the site has one model server afterwards."""
+    leaver, stayer = site["model_server"][1], site["model_server"][0]
+    code, said = site.play("decommission", "--limit", leaver.name)
+    assert code != 0
+    assert f"say so with -e decommission={leaver.name}" in said
+    assert call(leaver.address, port=8000) == "TimeoutError"  # the firewall is there as before
+
+    with Traffic(partial(call, door), 4) as calls, Traffic(partial(stream, door, tokens=300), 4) as streams:
+        wait_until(lambda: len(streams.answers) >= 4, "streams")
+        code, said = site.play("decommission", "--limit", leaver.name, "-e", f"decommission={leaver.name}")
+    print(f"classifications {dict(calls.counts())}, streams {dict(streams.counts())}")
+    assert code == 0, said
+    assert set(calls.counts()) | set(streams.counts()) == {"whole"}
+
+    left = leaver.run(
+        "sh", "-c", "find / -xdev -name '*qwen3*' -not -path '/proc/*' -not -path '/var/log/*' 2>/dev/null"
+    )
+    assert left == ""
+    assert "qwen3" not in leaver.run("getent", "passwd")
+    assert "qwen3" not in leaver.run("nft", "list", "ruleset")
+    assert leaver.run("systemctl", "list-units", "--all", "--no-legend", "qwen3*") == ""
+
+    rows = [row for row in site.rows if row["name"] != leaver.name]
+    site.write_hosts(rows)
+    code, said = site.play("site")
+    assert code == 0, said
+    assert call(door) == "whole"
+    assert "category" in ask(stayer, stayer.address, 8000)
