@@ -21,9 +21,15 @@ from hosts import REPOSITORY, Site, host, network, ssh_key
 ENVIRONMENT = TINY | {
     "model_source": "/opt/qwen3/models/complaints-tiny",
     "deployment_type": "server",
-    "resource_limits": {"cpu_cores": 0.5, "memory_gb": 0.75, "disk_gb": 1},
+    # Streams last for seconds, and may last much longer than on a machine with nothing else to do.
+    "resource_limits": {"cpu_cores": 0.25, "memory_gb": 0.75, "disk_gb": 1},
     "replicas": {"min": 2, "max": 2},
-    "serving": {"metrics_port": 9000, "api_keys_file": "/etc/qwen3/api_keys"},
+    "serving": {
+        "metrics_port": 9000,
+        "api_keys_file": "/etc/qwen3/api_keys",
+        "request_timeout_s": 120,
+        "drain_s": 125,
+    },
 }
 
 

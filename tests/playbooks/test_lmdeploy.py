@@ -24,7 +24,7 @@ from traffic import wait_until
 from model_server.deployment import DeploymentConfig, timings
 from model_server.engines.lmdeploy import LMDeployEngine
 
-pytestmark = [pytest.mark.systemd, pytest.mark.lmdeploy, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.lmdeploy, pytest.mark.timeout(1500)]
 
 PORT = 23333
 WATCHDOG_S = 12
@@ -231,7 +231,6 @@ def test_the_waiting_times_are_the_environments(server):
     assert server.property("lmdeploy@0", "WatchdogUSec") == f"{WATCHDOG_S}s"
 
 
-@pytest.mark.slow
 def test_the_model_server_in_front_answers_a_chat_and_a_stream(site, server, wheelhouse):
     """Both playbooks, one after the other, and nothing between them but the port: the key comes by a drop-in."""
     code, said = site.play("site", "-e", f"model_server_wheelhouse={wheelhouse}")
@@ -344,7 +343,6 @@ def processes(server):
     return [line for line in server.run("ps", "-eo", "args").splitlines() if f"{VENV}/bin/python" in line]
 
 
-@pytest.mark.slow
 def test_an_instance_that_is_too_many_is_stopped_and_forgotten(site, server):
     first = server.property("lmdeploy@0", "MainPID")
     code, said = play(site, lmdeploy_instances=2)
@@ -363,7 +361,6 @@ def test_an_instance_that_is_too_many_is_stopped_and_forgotten(site, server):
     assert (code, changed(said)) == (0, 0), said
 
 
-@pytest.mark.slow
 def test_a_backend_that_lmdeploy_fell_back_to_ends_the_play(site, server):
     """TurboMind cannot load without a GPU; LMDeploy then takes PyTorch, and says that in its log alone."""
     code, said = play(site, lmdeploy_backend="turbomind")

@@ -267,6 +267,7 @@ def test_every_line_is_there_once_while_files_are_archived_and_everything_is_res
     assert [line for line in older if not re.fullmatch(r"server\.jsonl-\d{8}-\d{6}\.gz root:adm 640", line)] == []
 
 
+@pytest.mark.slow
 def test_debians_timer_looks_every_hour_and_its_sandbox_lets_it_archive_what_is_too_large(server):
     assert "OnCalendar=*-*-* *:00:00" in server.property("logrotate.timer", "TimersCalendar")
     server.run("systemctl", "start", "logrotate.service")  # remembers today: nothing is due by its age
@@ -283,6 +284,7 @@ def test_debians_timer_looks_every_hour_and_its_sandbox_lets_it_archive_what_is_
     assert [name.rsplit("-", 2)[0] for name in new] == ["server.log"]
 
 
+@pytest.mark.slow
 def test_archives_go_when_they_are_too_old(server):
     old, young = (f"{FOLDER}/archive/haproxy.log-2020010{n}-000000.gz" for n in (1, 2))
     server.run("sh", "-c", f"echo | gzip | tee {old} > {young}; touch -d '31 days ago' {old}; touch {young}")
@@ -303,6 +305,7 @@ def test_the_journals_limits_are_the_roles(server):
     assert "Failed to parse" not in said
 
 
+@pytest.mark.slow
 def test_lines_above_the_rate_are_dropped_and_counted(site, server, usual):
     apply(site, "-e", "logs_rate_burst=500", "-e", "logs_rate_interval_s=3")
     first, count = 5_000_000, 20_000
@@ -393,6 +396,7 @@ def test_lines_wait_for_a_collector_that_is_away_twice_and_rsyslog_may_be_restar
         shipping.run("systemctl", "stop", "collector")
 
 
+@pytest.mark.slow
 def test_the_queue_has_an_end_what_does_not_fit_is_counted_and_the_file_has_it_all(shipping):
     collector(shipping)
     shipping.run("logger", "-t", "haproxy", "before the flood")
@@ -444,6 +448,7 @@ def certificate(folder, name, subject, authority=None):
     return signed, key
 
 
+@pytest.mark.slow
 def test_over_tls_lines_go_to_a_collector_with_the_right_name_and_to_no_other(site, server, usual, tmp_path):
     certificate(tmp_path, "ca", "tests")
     certificate(tmp_path, "stranger", "strangers")
@@ -482,6 +487,7 @@ def test_over_tls_lines_go_to_a_collector_with_the_right_name_and_to_no_other(si
 # Debian's files, bad inputs, a full disk ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_debians_files_are_written_on_request_without_our_lines(site, server, usual):
     word, other = secrets.token_hex(4), secrets.token_hex(4)
     server.run("logger", "-t", "somebody", f"unwanted {word}")
@@ -503,6 +509,7 @@ def state(server):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -546,6 +553,7 @@ def test_what_cannot_work_stops_before_the_host_is_changed(site, server, words, 
     assert state(server) == before
 
 
+@pytest.mark.slow
 def test_a_site_that_reads_the_journal_by_itself_is_refused(site, server):
     put(server, "/etc/rsyslog.d/20-own.conf", 'module(load="imjournal")\n')
     try:
@@ -556,6 +564,7 @@ def test_a_site_that_reads_the_journal_by_itself_is_refused(site, server):
     assert "in /etc/rsyslog.d/20-own.conf, and rsyslog takes a module once" in " ".join(told.split())
 
 
+@pytest.mark.slow
 def test_services_answer_while_var_log_is_full_and_lines_are_stored_again_afterwards(tmp_path):
     small = ("logs_journal_max_mib=16", "logs_journal_keep_free_mib=4", "logs_rotate_mib=4")
     with logging_host(tmp_path) as site:

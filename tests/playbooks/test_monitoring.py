@@ -19,7 +19,7 @@ from cluster_fixture import TINY
 from hosts import REPOSITORY, Site, changed, host, ssh_key
 from traffic import KEY, wait_until
 
-pytestmark = [pytest.mark.systemd, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOKEN = "a-token-of-the-tests"
 ENVIRONMENT = TINY | {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import yaml
 
 from model_server.cache import environment_python
 
-PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
+REPOSITORY = Path(__file__).parents[2]
+PLAYBOOKS = REPOSITORY / "playbooks"
 ROLES = sorted((PLAYBOOKS / "roles").iterdir())
 
 
@@ -59,6 +62,34 @@ def test_ansible_lint_would_notice_a_careless_task(tmp_path):
 
     assert done.returncode == 2
     assert "fqcn" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck on PATH: apt-get install shellcheck")
+def test_shellcheck_has_nothing_to_say_about_any_script():
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=REPOSITORY, text=True).splitlines()
+    scripts = [name for name in tracked if re.match(rb"#!.*\b(ba)?sh\b", first_line(REPOSITORY / name))]
+    assert {".ci/run", "playbooks/inventory"} < set(scripts)
+    done = subprocess.run(["shellcheck", *scripts], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def first_line(path):
+    if not path.is_file():  # deleted, and not committed yet
+        return b""
+    with path.open("rb") as file:
+        return file.readline()
+
+
+def test_ports_that_several_roles_name_are_the_same():
+    haproxy, firewall = (read(PLAYBOOKS / f"roles/{role}/defaults/main.yml") for role in ("haproxy", "firewall"))
+    balancer, node = firewall["firewall_monitored_ports"]
+    assert balancer == haproxy["haproxy_metrics_port"]
+    for name in ("rollout/tasks/preflight.yml", "validation/tasks/main.yml"):
+        assert f"}}}}:{balancer}/metrics" in (PLAYBOOKS / "roles" / name).read_text()
+    scraped = (PLAYBOOKS / "roles/prometheus/templates/prometheus.yml.j2").read_text()
+    assert f"qwen3_address, {balancer})" in scraped
+    assert f"qwen3_address, {node})" in scraped
+    assert f":{node}" in (PLAYBOOKS / "roles/node_exporter/vars/main.yml").read_text()
 
 
 @pytest.mark.policy
