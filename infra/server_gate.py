@@ -48,13 +48,12 @@ def reached(ssh: Mapping[str, Any] | None, places: Sequence[str]) -> Iterator[li
         command += ["-L", f"127.0.0.1:{port}:{place}"]
     command += ["-i", ssh["key"]] if ssh.get("key") else []
     command += [*shlex.split(ssh.get("options") or ""), "-p", str(ssh["port"]), f"{ssh['user']}@{ssh['host']}"]
-    tunnel = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _wait(tunnel, ports)
-        yield [f"http://127.0.0.1:{port}" for port in ports]
-    finally:
-        tunnel.terminate()
-        tunnel.communicate()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tunnel:
+        try:
+            _wait(tunnel, ports)
+            yield [f"http://127.0.0.1:{port}" for port in ports]
+        finally:
+            tunnel.terminate()
 
 
 def _free_ports(number: int) -> list[int]:
@@ -75,7 +74,8 @@ def _wait(tunnel: subprocess.Popen[str], ports: Sequence[int]) -> None:
         except OSError:
             if tunnel.poll() is not None or time.monotonic() > deadline:
                 tunnel.terminate()
-                said = tunnel.communicate()[1].strip().splitlines()
+                assert tunnel.stderr is not None  # a pipe, as above
+                said = tunnel.stderr.read().strip().splitlines()
                 raise ConfigurationError(
                     f"the gate reaches the instances by SSH through the balancer, which failed: "
                     f"{said[-1] if said else f'no connection within {CONNECT_S} s'}"
