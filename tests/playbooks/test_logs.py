@@ -359,6 +359,7 @@ def away(server):
     wait_until(noticed, "rsyslog notices", period_s=1)
 
 
+@pytest.mark.slow
 def test_a_collector_gets_rfc_5424_with_the_line_unchanged(shipping):
     line = json.dumps({"event": "request", "city": "上海", "path": "C:\\x", "n": 1.5}, ensure_ascii=False)
     put(shipping, "/root/lines", f"{line}\n")
@@ -376,6 +377,7 @@ def test_a_collector_gets_rfc_5424_with_the_line_unchanged(shipping):
     assert ("134", shipping.name, "haproxy", "127.0.0.1:1 [x] a request's line") in told
 
 
+@pytest.mark.slow
 def test_lines_wait_for_a_collector_that_is_away_twice_and_rsyslog_may_be_restarted_meanwhile(shipping):
     for first in (1_000_000, 1_100_000):
         collector(shipping)

@@ -21,7 +21,7 @@ from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.engines.ollama import OllamaEngine
 
-pytestmark = [pytest.mark.systemd, pytest.mark.ollama, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.ollama, pytest.mark.timeout(900)]
 
 PORT = 11434
 ENVIRONMENT = {
@@ -171,7 +171,6 @@ def test_ollama_is_started_again_after_it_was_killed_and_after_its_runner_was(se
     assert int(server.property("ollama", "NRestarts")) == restarts + 1
 
 
-@pytest.mark.slow
 def test_it_comes_back_after_a_reboot(server):
     server.reboot()
     wait_until(lambda: answers(server), "Ollama answers")
@@ -231,7 +230,6 @@ async def test_the_model_servers_engine_gets_its_own_chat_template_from_it(site)
     assert theirs[0]
 
 
-@pytest.mark.slow
 def test_another_file_replaces_the_model_and_another_program_ollama(site, server, binary, tmp_path):
     before, main = generate(server)["response"], server.property("ollama", "MainPID")
     other = small_qwen3(tmp_path, 1)
@@ -253,7 +251,6 @@ def test_another_file_replaces_the_model_and_another_program_ollama(site, server
     assert code == 0, said
 
 
-@pytest.mark.slow
 def test_what_is_on_the_host_already_is_used(site, server):
     server.run("cp", "/opt/ollama/current/bin/ollama", "/usr/local/bin/ollama")
     there = words(ollama_archive="", ollama_sha256="", ollama_gguf="")
@@ -278,7 +275,6 @@ def state(server):
 LIMITS = ENVIRONMENT["resource_limits"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "variables", "said"),
     [
@@ -307,7 +303,6 @@ def test_what_cannot_work_stops_before_the_host_is_changed(site, server, changes
     assert state(server) == before
 
 
-@pytest.mark.slow
 def test_a_file_that_the_memory_or_the_disk_does_not_hold_is_refused_with_the_numbers(site, server, tmp_path):
     large = tmp_path / "large.gguf"
     with large.open("wb") as file:

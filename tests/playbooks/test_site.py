@@ -262,6 +262,7 @@ def door_of(site):
     return site["load_balancer"][0].name
 
 
+@SLOW
 def test_a_reload_that_fails_is_noticed(site, door):
     """HAProxy takes a file that its check accepts, fails, and goes on as it was; systemd says that it reloaded."""
     try:
