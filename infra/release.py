@@ -19,21 +19,20 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from infra.manifests import checksum
 from infra.sources import CODE, REQUIREMENTS, digest, files
 from model_server import deployment
 from model_server.cache import cache_dir
-from model_server.deployment import DeploymentConfig, change_of
+from model_server.deployment import DeploymentConfig
 from model_server.errors import ConfigurationError, DeploymentError
 from model_server.model_source import resolve
-from runconfig import RunConfig
 
 PROJECT = Path(__file__).resolve().parents[1]
 UNIT = "playbooks/roles/model_server/templates"
 WORDS = ("wheelhouse", "model", "model_sha256", "python")
-CHUNK_BYTES = 1 << 20
 
 
 def pack(project: Path, into: Path) -> tuple[str, Path]:
@@ -78,18 +77,8 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
 
 def version(release: str, config: DeploymentConfig) -> str:
     """The model's version, for people, and 8 hex digits of all that takes a restart."""
-    settings = json.dumps([release, *_settings(config)])
     label = re.sub(r"[^A-Za-z0-9.]+", "-", config.model_version).strip("-.")
-    return f"{label}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-
-
-def _settings(config: RunConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, RunConfig):
-            yield from _settings(value, f"{prefix}{name}.")
-        elif change_of(f"{prefix}{name}") != "hot":
-            yield f"{prefix}{name}", repr(value)
+    return f"{label}-{hashlib.sha256(f'{release} {checksum(config)}'.encode()).hexdigest()[:8]}"
 
 
 def check_wheelhouse(wheelhouse: Path, requirements: Path, python: str) -> None:
@@ -123,13 +112,11 @@ def check_model(model: Path, sha256: str, config: DeploymentConfig) -> None:
         return
     if not sha256:
         raise ConfigurationError(f"{model} is an archive: give its checksum too (`sha256sum {model.name}`)")
-    found = hashlib.sha256()
     with model.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            found.update(chunk)
-    if found.hexdigest() != sha256.lower():
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
         raise ConfigurationError(
-            f"{model} has sha256 {found.hexdigest()} and {sha256} was given: it is another archive, or was damaged on "
+            f"{model} has sha256 {found} and {sha256} was given: it is another archive, or was damaged on "
             "the way; fetch it again"
         )
     with tarfile.open(model) as tar:

@@ -1,11 +1,14 @@
-"""The order of a rollout."""
+"""The order of a rollout, and who serves meanwhile."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 Instance: TypeAlias = Mapping[str, Any]
+
+_STATE = re.compile(r'^haproxy_server_status\{proxy="model_servers",server="([^"]+)",state="(\w+)"\} 1$', re.MULTILINE)
 
 
 def waves(instances: Sequence[Instance], batch_hosts: int = 1) -> list[list[Instance]]:
@@ -40,8 +43,13 @@ def differing(instances: Sequence[Instance], running: Mapping[str, str], wanted:
     ]
 
 
+def balancer_states(metrics: str) -> dict[str, str]:
+    """Instance -> UP, DOWN, DRAIN, MAINT or NOLB, of the metrics of HAProxy (2.4 and later)."""
+    return dict(_STATE.findall(metrics))
+
+
 class FilterModule:
     """As Ansible finds filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"waves": waves, "differing": differing}
+        return {"waves": waves, "differing": differing, "balancer_states": balancer_states}

@@ -50,3 +50,14 @@ def test_those_differ_that_run_another_version_than_their_host_is_to_have():
     running = {"0-0": "new", "0-1": "old", "1-0": "new"}  # the last one does not answer
     found = filters.differing(instances, running, {"0": "old", "1": "old"})
     assert [each["name"] for each in found] == ["0-0", "1-0"]
+
+
+def test_the_balancer_says_of_each_instance_which_state_it_is_in():
+    lines = [
+        'haproxy_server_status{proxy="model_servers",server="web1-1",state="DOWN"} 0',
+        'haproxy_server_status{proxy="model_servers",server="web1-1",state="UP"} 1',
+        'haproxy_server_status{proxy="others",server="web1-2",state="UP"} 1',
+        'haproxy_server_status{proxy="model_servers",server="web1-2",state="DRAIN"} 1',
+    ]
+    assert filters.balancer_states("\n".join(lines)) == {"web1-1": "UP", "web1-2": "DRAIN"}
+    assert filters.balancer_states("") == {}
