@@ -25,7 +25,9 @@ from traffic import KEY, TEXT, Traffic, call, stream, wait_until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(3600)]
 
-AT_ONCE = 24
+AT_ONCE = 48
+"""Twelve at each instance, four of which wait for its eight slots: what it has accepted when it is drained takes
+seconds, also where its streams happen to end at one moment."""
 TOKENS = (650, 750, 850, 950)
 """Of several lengths, so that an instance's streams do not all end at one moment: seconds on a quarter of a core."""
 
