@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-from infra import rollout
+from infra import gate, rollout
 from infra.lease import Lease
 from infra.rollout_site import Site
 
@@ -26,6 +26,8 @@ WITHIN_UP = {
     "within creation": r"Deployment qwen3-inference-canary-deployment creating",
 }
 """Moments, and what the engine has written by then."""
+ONLY_WRITTEN = "ONLY_WRITTEN" in os.environ
+"""The cluster is a folder, which cannot be read."""
 
 
 class Killer:
@@ -68,8 +70,9 @@ class Killer:
                     text = log.read_bytes()[begin:].decode() if log.exists() else ""
                     for name in [name for name, pattern in left.items() if re.search(pattern, text)]:
                         del left[name]
-                        # A second later the API server has the object, and the engine waits for its pods.
-                        if name == "within up" or not over.wait(1):
+                        # A second later an API server has the object, and the engine waits for its pods. In a folder
+                        # it is written at once, and `up` may be over by then.
+                        if name == "within up" or ONLY_WRITTEN or not over.wait(1):
                             self.moment(name)
                     time.sleep(0.02)
 
@@ -84,7 +87,7 @@ class Killer:
         Site._alone = wrapped
 
     def within_gate(self) -> None:
-        run = rollout.subprocess.run
+        run = gate.subprocess.run
 
         def wrapped(command, **options):
             timer = threading.Timer(0.5, lambda: self.moment("within gate"))
@@ -94,12 +97,12 @@ class Killer:
             finally:
                 timer.join()
 
-        rollout.subprocess = SimpleNamespace(run=wrapped, DEVNULL=rollout.subprocess.DEVNULL)
+        gate.subprocess = SimpleNamespace(run=wrapped, DEVNULL=gate.subprocess.DEVNULL)
 
 
 def main() -> int:
     killer = Killer(*sys.argv[1:3])
-    if "ONLY_WRITTEN" in os.environ:  # a cluster that is a folder cannot be read
+    if ONLY_WRITTEN:
         Site.refresh = Site.recover = lambda _: None
     for owner, name in ((Site, "write"), (Site, "up"), (Site, "forget"), (Site, "note"), (Lease, "end")):
         killer.around(owner, name)
