@@ -20,27 +20,17 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 import runconfig
 from model_server import masking
-from model_server.classification import CATEGORIES, LABELS, clean_call
+from model_server.classification import LABELS, clean_call
+from training.records import TrainingData
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["plain", "contrast", "ordinal"]
-
-
-class TrainingData(runconfig.RunConfig):
-    """One labelled call."""
-
-    conversation_id: str
-    input_text: str
-    complaint_category: str
-    confidence_score: float = Field(ge=0, le=1)
-    """How sure the labeller was; 1 for generated calls."""
-    metadata: dict[str, Any]
 
 
 class CallSettings(runconfig.RunConfig):
@@ -489,24 +479,6 @@ def make_splits(settings: CallSettings, counts: dict[Split, int]) -> dict[Split,
         if all(len(splits[name]) == count for name, count in counts.items()):
             break
     return splits
-
-
-def keyword_category(text: str) -> str:
-    """The baseline: the category whose keywords occur most often; ties and none go to the earlier one."""
-    hits = {letter: sum(text.count(word) for word in words) for letter, words in KEYWORDS.items()}
-    return LABELS[max(hits, key=hits.__getitem__)]
-
-
-def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean over the twelve categories of 2TP/(2TP+FP+FN); a category that never occurs counts as left out."""
-    scores = []
-    for category in CATEGORIES:
-        name = category.name
-        both = sum(t == p == name for t, p in zip(truth, predicted, strict=True))
-        either = sum((t == name) + (p == name) for t, p in zip(truth, predicted, strict=True))
-        if either:
-            scores.append(2 * both / either)
-    return sum(scores) / len(scores)
 
 
 class OutputSettings(runconfig.RunConfig):

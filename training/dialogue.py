@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-from training.calls import TrainingData
+from training.records import TrainingData
 
 _QUESTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (

@@ -30,7 +30,7 @@ import torch
 from pydantic import Field
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import runconfig
 from model_server import optimize
@@ -47,9 +47,13 @@ from model_server.classification import (
 )
 from model_server.masking import KINDS, mask
 from training import dialogue
+from training.baselines import baselines
 from training.bpe import train_bpe
-from training.calls import CallSettings, TrainingData, keyword_category, macro_f1, make_splits
+from training.calls import CallSettings, make_splits
 from training.chat_template import CHAT_TEMPLATE
+from training.label_tokens import label_logits, label_loss, pad, score
+from training.metrics import calibration_error, fit_temperature, macro_f1, review_threshold
+from training.records import TrainingData
 
 # Shapes: B calls, T tokens, V vocabulary, K labels.
 
@@ -118,38 +122,10 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int) -> PreT
     )
 
 
-def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """(B, T) of token ids, filled up on the right: with causal attention nothing reads the filling."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
-
-
-def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V).
-
-    The prefix is the same for all, so its keys and values are computed once, gradients included; it is 60 %
-    of a prompt, and a step costs less than half.
-    """
-    cache = DynamicCache(config=model.config)
-    model.model(input_ids=torch.tensor([list(prefix)]), past_key_values=cache)
-    cache.batch_repeat_interleave(len(rows))
-    hidden = model.model(input_ids=pad(rows, fill), past_key_values=cache).last_hidden_state
-    last = torch.tensor([len(row) - 1 for row in rows])
-    logits: Tensor = model.lm_head(hidden[torch.arange(len(rows)), last])
-    return logits.float()
-
-
 def corrupt(row: list[int], share: float, keep: int, rng: random.Random, vocabulary: int) -> list[int]:
     """The row with a share of its tokens replaced by any others; the last ``keep`` stay."""
     body = len(row) - keep
     return [rng.randrange(vocabulary) if at < body and rng.random() < share else token for at, token in enumerate(row)]
-
-
-def label_loss(logits: Tensor, label_ids: Tensor, truth: Tensor, mass_weight: float) -> Tensor:
-    """CE over the K labels + weight * (-log mass of the labels), mean over calls, nats."""
-    labels = logits[:, label_ids]
-    mass = torch.logsumexp(logits, 1) - torch.logsumexp(labels, 1)
-    return torch.nn.functional.cross_entropy(labels, truth) + mass_weight * mass.mean()
 
 
 def chat_loss(model: Qwen3ForCausalLM, prompts: list[list[int]], answers: list[list[int]], fill: int) -> Tensor:
@@ -158,50 +134,6 @@ def chat_loss(model: Qwen3ForCausalLM, prompts: list[list[int]], answers: list[l
     targets = pad([[-100] * len(p) + a for p, a in zip(prompts, answers, strict=True)], -100)
     logits = model(input_ids=rows, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), targets[:, 1:])
-
-
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def score(
-    model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], label_ids: Tensor, fill: int
-) -> Tensor:
-    """Log-probabilities over the vocabulary of the labels, (B, K)."""
-    model.eval()
-    parts = []
-    for start in range(0, len(rows), 100):
-        logits = label_logits(model, prefix, rows[start : start + 100], fill)
-        parts.append(torch.log_softmax(logits, 1)[:, label_ids])
-    return torch.cat(parts)
-
-
-def fit_temperature(logprobs: Tensor, truth: Tensor) -> float:
-    """The temperature with the least negative log-likelihood (Guo et al., 2017, arXiv 1706.04599)."""
-    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    logprobs = logprobs.double()
-    optimiser = torch.optim.LBFGS([log_t], lr=0.5, max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> float:
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logprobs / log_t.exp(), truth)
-        loss.backward()
-        return float(loss.detach())
-
-    optimiser.step(closure)
-    return float(log_t.detach().exp())
-
-
-def review_threshold(confidence: np.ndarray, right: np.ndarray, accuracy: float) -> float:
-    """Lowest confidence so that calls at or above it are right at least this often; 1 where none is."""
-    order = np.argsort(-confidence, kind="stable")
-    running = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    good = np.flatnonzero(running >= accuracy)
-    return float(confidence[order][good[-1]]) if len(good) else 1.0
-
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over equally wide bins."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[place == b].sum() - confidence[place == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(confidence))
 
 
 def evaluate(
@@ -233,31 +165,6 @@ def evaluate(
             for name, of in slices.items()
             if any(of)
         },
-    }
-
-
-def baselines(train: Sequence[TrainingData], test: Sequence[TrainingData]) -> dict[str, dict[str, float]]:
-    """Keyword rules, and character n-grams with logistic regression, on the same masked calls."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    def texts(calls: Sequence[TrainingData]) -> list[str]:
-        return [mask(clean_call(call.input_text)) for call in calls]
-
-    truth = [call.complaint_category for call in test]
-    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=3, sublinear_tf=True)
-    regression = LogisticRegression(C=10, max_iter=300)
-    regression.fit(vectors.fit_transform(texts(train)), [call.complaint_category for call in train])
-    predictions = {
-        "keywords": [keyword_category(text) for text in texts(test)],
-        "tfidf_logistic_regression": list(regression.predict(vectors.transform(texts(test)))),
-    }
-    return {
-        name: {
-            "accuracy": sum(t == p for t, p in zip(truth, chosen, strict=True)) / len(truth),
-            "macro_f1": macro_f1(truth, chosen),
-        }
-        for name, chosen in predictions.items()
     }
 
 
@@ -373,7 +280,7 @@ def main(config: TinySettings) -> dict[str, Any]:
 
     # --- calibration on validation calls, then the one look at the test calls
     scores = score(model, prefix, validation_rows, label_ids, fill)
-    temperature = fit_temperature(scores, validation_truth)
+    temperature = fit_temperature(scores.numpy(), validation_truth.numpy())
     calibrated = torch.softmax(scores.double() / temperature, 1).numpy()
     right = calibrated.argmax(1) == validation_truth.numpy()
     threshold = review_threshold(calibrated.max(1), right, config.accepted_accuracy)

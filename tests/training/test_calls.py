@@ -14,7 +14,9 @@ import pytest
 from model_server.classification import LABELS, clean_call
 from model_server.masking import mask
 from training import calls
-from training.calls import CallSettings, keyword_category, macro_f1, make_call, make_splits
+from training.baselines import keyword_category
+from training.calls import CallSettings, make_call, make_splits
+from training.metrics import macro_f1
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = {"train": 3000, "validation": 300, "test": 1000}

@@ -14,7 +14,9 @@ from model_server import capacity, classification, deployment, engines, model_so
 from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.masking import mask
-from training.calls import CallSettings, keyword_category, macro_f1, make_splits
+from training.baselines import keyword_category
+from training.calls import CallSettings, make_splits
+from training.metrics import macro_f1
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "complaints-tiny"
@@ -174,13 +176,14 @@ def test_temperature_threshold_and_loss_agree_with_worked_examples():
     """Run where torch is; what it prints is compared with numbers from elsewhere."""
     code = """
 import json, math, numpy as np, torch
-from training.tiny import calibration_error, fit_temperature, label_loss, review_threshold
+from training.label_tokens import label_loss
+from training.metrics import calibration_error, fit_temperature, review_threshold
 torch.manual_seed(0)
 true = torch.randn(20000, 12) * 2
 truth = torch.distributions.Categorical(logits=true).sample()
 logits = torch.zeros(1, 20); logits[0, 3] = math.log(9)
 print(json.dumps({
-    "temperature": [fit_temperature(true * t, truth) for t in (0.5, 1.0, 3.0)],
+    "temperature": [fit_temperature((true * t).numpy(), truth.numpy()) for t in (0.5, 1.0, 3.0)],
     "threshold": review_threshold(np.array([.9, .8, .7, .6]), np.array([True, True, False, True]), 0.99),
     "none": review_threshold(np.array([.9, .8]), np.array([False, True]), 0.99),
     "ece": calibration_error(np.array([.95, .95, .55, .55]), np.array([True, False, True, True])),
