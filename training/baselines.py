@@ -17,26 +17,29 @@ def keyword_category(text: str) -> str:
     return LABELS[max(hits, key=hits.__getitem__)]
 
 
-def baselines(train: Sequence[TrainingData], test: Sequence[TrainingData]) -> dict[str, dict[str, float]]:
-    """Keyword rules, and character n-grams with logistic regression, on the same masked calls."""
+def predictions(train: Sequence[TrainingData], test: Sequence[TrainingData]) -> dict[str, list[str]]:
+    """Categories of the test calls by keyword rules, and by character n-grams with logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     def texts(calls: Sequence[TrainingData]) -> list[str]:
         return [mask(clean_call(call.input_text)) for call in calls]
 
-    truth = [call.complaint_category for call in test]
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=3, sublinear_tf=True)
     regression = LogisticRegression(C=10, max_iter=300)
     regression.fit(vectors.fit_transform(texts(train)), [call.complaint_category for call in train])
-    predictions = {
+    return {
         "keywords": [keyword_category(text) for text in texts(test)],
-        "tfidf_logistic_regression": list(regression.predict(vectors.transform(texts(test)))),
+        "tfidf_logistic_regression": [str(name) for name in regression.predict(vectors.transform(texts(test)))],
     }
+
+
+def baselines(train: Sequence[TrainingData], test: Sequence[TrainingData]) -> dict[str, dict[str, float]]:
+    truth = [call.complaint_category for call in test]
     return {
         name: {
             "accuracy": sum(t == p for t, p in zip(truth, chosen, strict=True)) / len(truth),
             "macro_f1": macro_f1(truth, chosen),
         }
-        for name, chosen in predictions.items()
+        for name, chosen in predictions(train, test).items()
     }
