@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import testinfra
 import yaml
 from traffic import wait_until
 
@@ -50,6 +51,11 @@ class Host:
         """A command on it, as root, beside Ansible."""
         command = ["docker", "exec", self.name, *words]
         return subprocess.run(command, capture_output=True, text=True, check=check).stdout
+
+    def looked_at(self, key):
+        """Through pytest-testinfra, over SSH."""
+        words = "&ssh_extra_args=-o%20StrictHostKeyChecking=no%20-o%20UserKnownHostsFile=/dev/null"
+        return testinfra.get_host(f"ssh://root@127.0.0.1:{self.port}?ssh_identity_file={key}{words}")
 
     def property(self, unit, name):
         return self.run("systemctl", "show", "-P", name, unit).strip()

@@ -181,6 +181,33 @@ def test_the_key_is_in_no_command_line_and_only_root_and_the_server_read_it(site
         assert server.run("stat", "-c", "%a %U", "/etc/qwen3/api_keys").strip() == "600 root"
 
 
+def test_each_host_is_what_its_roles_say(site):
+    for server in site.servers:
+        looked_at = server.looked_at(site.key)
+        assert looked_at.service("qwen3-firewall").is_enabled
+        assert looked_at.file("/etc/logrotate.d/qwen3").exists
+    for server in site["model_server"]:
+        looked_at = server.looked_at(site.key)
+        assert looked_at.user("qwen3").shell == "/usr/sbin/nologin"
+        for number, port in ((1, 8000), (2, 8001)):
+            unit = looked_at.service(f"qwen3@{number}")
+            assert (unit.is_enabled, unit.is_running) == (True, True)
+            assert looked_at.socket(f"tcp://{server.address}:{port}").is_listening
+            assert looked_at.file(f"/opt/qwen3/instances/{number}").is_symlink
+        assert not looked_at.socket("tcp://0.0.0.0:8000").is_listening
+        assert [each.comm for each in looked_at.process.filter(user="qwen3", ppid=1)] == ["python", "python"]
+        keys = looked_at.file("/etc/qwen3/api_keys")
+        assert (keys.user, keys.group, keys.mode) == ("root", "root", 0o600)
+        running = looked_at.file("/opt/qwen3/current")
+        assert looked_at.file("/opt/qwen3/instances/1").linked_to == running.linked_to
+    [balancer] = site["load_balancer"]
+    looked_at = balancer.looked_at(site.key)
+    assert looked_at.package("haproxy").is_installed
+    assert looked_at.service("haproxy").is_running
+    assert looked_at.socket("tcp://0.0.0.0:80").is_listening
+    assert looked_at.file("/etc/haproxy/haproxy.cfg").mode == 0o644
+
+
 def test_the_unit_is_shut_in(site):
     server = site["model_server"][0]
     said = server.run("systemd-analyze", "security", "--no-pager", "qwen3@1.service")
@@ -278,6 +305,10 @@ def test_a_reload_that_fails_is_noticed(site, door):
     ("variable", "said"),
     [
         ("model_server_api_keys_file=", "give the file with the keys"),
+        (
+            "model_server_wheel_house=/srv",
+            "no role has the variable model_server_wheel_house (did you mean model_server_wheelhouse?)",
+        ),
         (f"model_server_wheelhouse={os.devnull}", "there are no wheels in /dev/null"),
         pytest.param("model_server_api_keys_file=keys", "keys: give the whole path", marks=SLOW),
         pytest.param("model_server_model=/nowhere", "/nowhere: give the whole path", marks=SLOW),
@@ -326,6 +357,38 @@ def test_a_port_that_something_else_has_is_refused_with_its_name(site):
         server.run("systemctl", "start", "qwen3@1")
     assert code != 0
     assert "port 8100, which instance 1 is to have, is taken by python3" in told
+
+
+def test_a_system_that_the_roles_do_not_know_is_refused(site):
+    server = site["model_server"][0]
+    server.run("sh", "-c", "echo 3.20.3 > /etc/alpine-release")  # where Ansible finds Alpine Linux, before Debian
+    try:
+        code, told = site.play("site")
+    finally:
+        server.run("rm", "/etc/alpine-release")
+    assert code != 0
+    assert f"{server.name} runs Alpine: this role knows Debian and Ubuntu" in told
+
+
+def test_sudo_needs_its_password(site):
+    server = site["model_server"][0]
+    server.run("sh", "-c", "useradd -m admin && usermod -aG sudo admin && echo admin:right | chpasswd")
+    server.run("cp", "-r", "/root/.ssh", "/home/admin/")
+    server.run("chown", "-R", "admin:", "/home/admin/.ssh")
+    secret = site.folder / "secret.yml"
+    site.write_hosts([row | ({"user": "admin"} if row["name"] == server.name else {}) for row in site.rows])
+    try:
+        secret.write_text("ansible_become_password: wrong\n")
+        code, told = site.play("site", "-e", f"@{secret}", "--limit", server.name)
+        assert code != 0
+        assert "Incorrect sudo password" in told
+        assert "changed=0" in told
+        secret.write_text("ansible_become_password: right\n")
+        code, told = site.play("site", "-e", f"@{secret}", "--limit", server.name)
+        assert (code, changed(told)) == (0, 0), told
+    finally:
+        site.write_hosts(site.rows)
+        server.run("userdel", "-r", "admin", check=False)
 
 
 def test_a_host_that_does_not_answer_ends_the_play(site):
