@@ -33,7 +33,12 @@ PREPARE = "python -m model_server.optimize"
 _IR = ("openvino_model.xml", "openvino_model.bin", "tokenizer.json", "config.json")
 # What an engine would read if it lay there; anything else (README, licences) needs no entry in the manifest.
 _READ_BY_ENGINES = {".xml", ".bin", ".json", ".jinja", ".safetensors", ".gguf", ".txt", ".model"}
-_RUN_MODEL = "hf"  # where a run directory of training/ keeps its model
+RUN_FORMS = {
+    "openvino": ("openvino-int8", "openvino-int4", "openvino-fp16"),
+    "transformers": ("merged",),
+    "lmdeploy": ("awq", "merged"),
+}
+"""Folders of a run directory of training/ (training/export.py) that each engine loads."""
 _HUB_ID = re.compile(r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<commit>[0-9a-f]{40}))?")
 _HUB_IGNORED = ["*.onnx", "*.h5", "*.msgpack", "*.pt", "*.pth", "pytorch_model*", "original/*", "*.zip"]
 
@@ -129,6 +134,8 @@ def resolve(
             raise ModelLoadError(source, f"model_revision {revision} is set but this is a local path: remove it")
     else:
         path = _from_hub(source, revision)
+    if (path / "best").is_dir():
+        path = _form_of_run(source, path, engine)
     files = _gguf_file(source, path) if path.is_file() else _directory(source, path)
     _accept(files, engine)
     if check_hashes and path.is_dir() and files.path is not None:
@@ -200,8 +207,6 @@ def _directory(source: str, path: Path) -> ModelFiles:
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return replace(_gguf_file(source, ggufs[0]), manifest=manifest)
-    if (path / _RUN_MODEL / "config.json").exists():
-        return _directory(source, path / _RUN_MODEL)
     if (path / "adapter_config.json").exists():
         raise ModelLoadError(source, "this is a LoRA adapter without its base: merge it with training.export")
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
@@ -210,6 +215,21 @@ def _directory(source: str, path: Path) -> ModelFiles:
         f"no model in {path}: expected {', '.join(_IR)}, or config.json with *.safetensors, or one *.gguf; "
         f"found {found}",
     )
+
+
+def _form_of_run(source: str, path: Path, engine: str) -> Path:
+    there = [name for name in RUN_FORMS[engine] if (path / name / "config.json").is_file()]
+    if len(there) > 1:
+        raise ModelLoadError(
+            source, f"the run has {' and '.join(there)}: name one, as in {source.rstrip('/')}/{there[0]}"
+        )
+    if not there:
+        raise ModelLoadError(
+            source,
+            f"the run has nothing that engine {engine} loads: "
+            f"python -m training.export run_dir={source} forms=[{RUN_FORMS[engine][0]}]",
+        )
+    return path / there[0]
 
 
 def _openvino_directory(source: str, path: Path, manifest: Manifest | None) -> ModelFiles:

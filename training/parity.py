@@ -33,7 +33,8 @@ from training import metrics
 from training.scores import Scored, read_scores
 
 ENVIRONMENT = Path(__file__).resolve().parents[1] / "environments" / "local.yml"
-ENGINES = {"openvino": "openvino", "merged": "transformers"}
+ENGINES = ("openvino", "transformers")
+"""Of the model server, that run here on a CPU."""
 BATCH = 16
 
 
@@ -166,10 +167,10 @@ async def by_http(url: str, texts: Sequence[str]) -> list[Mapping[str, Any]]:
 def forms_of(run_dir: Path) -> dict[str, tuple[Path, str]]:
     """Name -> folder and engine of what the server can load here."""
     found = {}
-    for folder in sorted(run_dir.iterdir()):
-        engine = ENGINES.get(folder.name.partition("-")[0])
-        if engine is not None and (folder / classification.FILE_NAME).is_file():
-            found[folder.name] = (folder, engine)
+    for engine in ENGINES:
+        for name in model_source.RUN_FORMS[engine]:
+            if (run_dir / name / classification.FILE_NAME).is_file():
+                found[name] = (run_dir / name, engine)
     return found
 
 

@@ -242,11 +242,16 @@ def test_awq_weights_have_the_bits_their_config_gives(hf):
     assert resolve(str(hf), engine="lmdeploy").weight_bits == 4
 
 
-def test_the_model_in_a_run_directory_of_training_is_found(hf):
-    (hf.parent / "metrics.jsonl").write_text("{}")
-    files = resolve(str(hf.parent), engine="transformers")
-    assert (files.kind, files.path) == ("huggingface", hf)
-    assert f"model_server.optimize {hf}`" in refusal(hf.parent)
+def test_the_form_of_a_run_directory_that_suits_the_engine_is_found(hf, tmp_path):
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    assert "forms=[merged]" in refusal(run, engine="transformers")
+    shutil.copytree(hf, run / "merged")
+    files = resolve(str(run), engine="transformers")
+    assert (files.kind, files.path) == ("huggingface", run / "merged")
+    assert f"training.export run_dir={run} forms=[openvino-int8]" in refusal(run)
+    shutil.copytree(hf, run / "awq")
+    assert f"the run has awq and merged: name one, as in {run}/awq" in refusal(run, engine="lmdeploy")
 
 
 def test_truncated_safetensors_are_named_with_both_sizes(hf):
