@@ -187,13 +187,13 @@ async def main(config: ParitySettings) -> list[Parity]:
     reference = softmax(scored.logprobs / settings.temperature, axis=1)
     texts, truth = [call.input_text for call in scored.calls], scored.truth
     found = []
+    for name, url in config.urls.items():
+        print(f"{name} at {url} ...", file=sys.stderr, flush=True)
+        found.append(compare(name, reference, await by_http(url, texts), truth, config.epsilon, judged=True))
     for form, (folder, engine) in forms_of(config.run_dir).items():
         print(f"{form} by {engine} ...", file=sys.stderr, flush=True)
         answers = await by_engine(folder, engine, config.environment, texts)
         found.append(compare(form, reference, answers, truth, config.epsilon, judged=not form.endswith("int4")))
-    for name, url in config.urls.items():
-        print(f"{name} at {url} ...", file=sys.stderr, flush=True)
-        found.append(compare(name, reference, await by_http(url, texts), truth, config.epsilon, judged=True))
     if not found:
         raise ConfigurationError(f"{config.run_dir} has no form that can be compared: python -m training.export first")
     return found
