@@ -19,35 +19,87 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 
 
 def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V).
+    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V), float32.
 
     The prefix is the same for all, so its keys and values are computed once, gradients included; it is 60 %
-    of a prompt, and a step costs less than half.
+    of a prompt, and a step costs less than half. A single row goes through in one piece.
     """
-    cache = DynamicCache(config=model.config)
-    model.model(input_ids=torch.tensor([list(prefix)]), past_key_values=cache)
-    cache.batch_repeat_interleave(len(rows))
-    hidden = model.model(input_ids=pad(rows, fill), past_key_values=cache).last_hidden_state
-    last = torch.tensor([len(row) - 1 for row in rows])
-    logits: Tensor = model.lm_head(hidden[torch.arange(len(rows)), last])
+    device = model.device
+    if len(rows) == 1:
+        whole = torch.tensor([[*prefix, *rows[0]]], device=device)
+        hidden = model.model(input_ids=whole, use_cache=False).last_hidden_state
+        last = torch.tensor([whole.shape[1] - 1], device=device)
+    else:
+        cache = DynamicCache(config=model.config)
+        model.model(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache)
+        cache.batch_repeat_interleave(len(rows))
+        hidden = model.model(input_ids=pad(rows, fill).to(device), past_key_values=cache).last_hidden_state
+        last = torch.tensor([len(row) - 1 for row in rows], device=device)
+    logits: Tensor = model.lm_head(hidden[torch.arange(len(rows), device=device), last])
     return logits.float()
 
 
-def label_loss(logits: Tensor, label_ids: Tensor, truth: Tensor, mass_weight: float) -> Tensor:
-    """CE over the K labels + weight * (-log mass of the labels), mean over calls, nats."""
+def label_loss(
+    logits: Tensor,
+    label_ids: Tensor,
+    truth: Tensor,
+    mass_weight: float,
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    divisor: float | None = None,
+) -> Tensor:
+    """CE over the K labels + weight * (-log mass of the labels), mean over calls, nats.
+
+    Args:
+        class_weights: (K,); a call counts as much as its category's weight.
+        focal_gamma: Of the factor (1 - p)^gamma (Lin et al., 2017, arXiv 1708.02002); 0 leaves it out.
+        divisor: Sum of the calls' weights, that of these calls when None. A step in several micro-batches gives the
+            sum over the whole step, so that how it was split changes nothing.
+    """
     labels = logits[:, label_ids]
+    right = torch.log_softmax(labels, 1).gather(1, truth[:, None])[:, 0]
+    entropy = -right if focal_gamma == 0 else -right * (1 - right.exp()) ** focal_gamma
     mass = torch.logsumexp(logits, 1) - torch.logsumexp(labels, 1)
-    return torch.nn.functional.cross_entropy(labels, truth) + mass_weight * mass.mean()
+    weights = torch.ones_like(right) if class_weights is None else class_weights[truth]
+    return ((entropy + mass_weight * mass) * weights).sum() / (weights.sum() if divisor is None else divisor)
+
+
+def answer_loss(
+    model: Qwen3ForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    fill: int,
+    divisor: float | None = None,
+) -> Tensor:
+    """Mean cross-entropy over the tokens of the answers, nats; scores only where a token of an answer follows.
+
+    Args:
+        divisor: Tokens of all answers of the step; those of these when None.
+    """
+    rows = pad([[*p, *a] for p, a in zip(prompts, answers, strict=True)], fill)
+    targets = pad([[-100] * len(p) + list(a) for p, a in zip(prompts, answers, strict=True)], -100)[:, 1:]
+    asked = targets != -100
+    hidden = model.model(input_ids=rows.to(model.device), use_cache=False).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden[asked.to(model.device)]).float()
+    wanted = targets[asked].to(model.device)
+    loss: Tensor = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+    return loss / (len(wanted) if divisor is None else divisor)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def score(
-    model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], label_ids: Tensor, fill: int
+    model: Qwen3ForCausalLM,
+    prefix: Sequence[int],
+    rows: Sequence[Sequence[int]],
+    label_ids: Tensor,
+    fill: int,
+    rows_per_pass: int = 100,
 ) -> Tensor:
-    """Log-probabilities over the vocabulary of the labels, (B, K)."""
+    """Log-probabilities over the vocabulary of the labels, (B, K), on the CPU."""
     model.eval()
     parts = []
-    for start in range(0, len(rows), 100):
-        logits = label_logits(model, prefix, rows[start : start + 100], fill)
-        parts.append(torch.log_softmax(logits, 1)[:, label_ids])
+    for start in range(0, len(rows), rows_per_pass):
+        logits = label_logits(model, prefix, rows[start : start + rows_per_pass], fill)
+        parts.append(torch.log_softmax(logits, 1)[:, label_ids].cpu())
     return torch.cat(parts)
