@@ -199,15 +199,15 @@ def check_labels(settings: ClassificationSettings, encode: Callable[[str], Seque
 
 # --- the call --------------------------------------------------------------------------------------------
 
-_SPEAKERS = {
+SPEAKERS = {
     "客户": ("客户", "用户", "顾客", "来电人", "主叫", "customer", "caller", "c"),
     "客服": ("客服", "坐席", "座席", "话务员", "接线员", "工作人员", "agent", "a", "s"),
 }
 _SPEAKER = re.compile(
-    rf"^[\[(【]?({'|'.join(name for names in _SPEAKERS.values() for name in names)})\d{{0,2}}[\])】]? ?: ?",
+    rf"^[\[(【]?({'|'.join(name for names in SPEAKERS.values() for name in names)})\d{{0,2}}[\])】]? ?: ?",
     re.IGNORECASE | re.MULTILINE,
 )
-_SPEAKER_OF = {name: role for role, names in _SPEAKERS.items() for name in names}
+_SPEAKER_OF = {name: role for role, names in SPEAKERS.items() for name in names}
 # Control, format (zero width, direction), surrogate and private characters; line feeds are kept.
 _UNWANTED = {"Cc", "Cf", "Cs", "Co", "Cn"}
 
