@@ -31,6 +31,7 @@ from model_server import classification
 from model_server.classification import LABELS
 from model_server.errors import ConfigurationError, DeploymentError
 from training import baselines, metrics, prepared
+from training.raw_calls import DataError
 from training.records import TrainingData
 from training.scores import Scored, read_scores, write_scores
 
@@ -237,7 +238,9 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
     if config.again:
         parts = read_scores(scores)
     else:
-        parts = score_parts(best, data, config.more)
+        from training import scoring
+
+        parts = scoring.score_parts(best, calls_to_score(data, config.more))
         write_scores(parts, scores)
 
     calibration = calibrate(parts["validation"], config.accepted_accuracy)
@@ -255,7 +258,7 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
         "review_threshold": calibration.review_threshold,
         "parts": {name: measure(scored, calibration, **bootstrap) for name, scored in parts.items()},
         "baselines": compare(parts["test"], others, **bootstrap),
-        "data": prepared.manifest(data),
+        "data": {"folder": str(data), "files": prepared.read_manifest(data)["files"]},
         "settings": config.model_dump(mode="json"),
     }
     text = json.dumps(evaluation, ensure_ascii=False, indent=2) + "\n"
@@ -270,26 +273,20 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
     return evaluation
 
 
-def score_parts(best: Path, data: Path, more: Mapping[str, Path]) -> dict[str, Scored]:
+def calls_to_score(data: Path, more: Mapping[str, Path]) -> dict[str, Sequence[TrainingData]]:
     """Validation calls first: what is fitted is fitted on them."""
-    from training import scoring
-
-    further = [part for part in prepared.parts(data) if part not in {"train", "validation"}]
+    files = prepared.read_manifest(data)["files"]
+    held = [Path(name).stem for name in files if name.endswith(".parquet")]
+    further = sorted(set(held) - {"train", "validation"})
     calls = {part: prepared.load(data, part) for part in ("validation", *further)}
-    calls |= {name: labelled_lines(path) for name, path in more.items()}
-    model, tokenizer, settings = scoring.load(best)
-    scored = {}
-    for name, of in calls.items():
-        print(f"scoring {len(of)} {name} calls ...", file=sys.stderr, flush=True)
-        scored[name] = Scored(of, scoring.label_logprobs(model, tokenizer, settings, [call.input_text for call in of]))
-    return scored
+    return {**calls, **{name: labelled_lines(path) for name, path in more.items()}}
 
 
 def run(words: Sequence[str]) -> int:
     try:
         config = runconfig.load(EvaluationSettings, None, words)
         found = main(config)
-    except (runconfig.ConfigError, DeploymentError) as error:
+    except (runconfig.ConfigError, DeploymentError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
     test, page = found["parts"]["test"], config.run_dir / "evaluation" / "index.html"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from matplotlib.axes import Axes
 from model_server.classification import LABELS
 
 mpl.use("svg")
-# The browser has fonts for Chinese; the machine that evaluates may have none.
+# The browser has fonts for Chinese; the machine that evaluates may have none, and says so for each character.
 mpl.rcParams["svg.fonttype"] = "none"
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 mpl.rcParams["font.family"] = "sans-serif"
 mpl.rcParams["svg.hashsalt"] = "evaluation"
 
@@ -28,7 +30,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; background: #fff; border-radius: 6px; overflow-x: auto; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
 svg { max-width: 100%; height: auto; }
 """
 

@@ -42,7 +42,6 @@ Form = Literal[
 ]
 ADAPTER = "adapter_config.json"
 OPENVINO_BITS: dict[str, Literal[4, 8, 16]] = {"fp16": 16, "int8": 8, "int4": 4}
-COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", classification.FILE_NAME, "README.md")
 
 # peft 0.14, which LMDeploy 0.18 pins, loses r, alpha and targets when it meets a key it does not know (measured).
 ADAPTER_KEYS = (
@@ -131,13 +130,13 @@ def write_adapter(best: Path, out: Path) -> None:
 
 
 def write_merged(best: Path, out: Path) -> None:
-    import torch
+    """In the precision of the base; an adapter is merged into a freshly loaded one, never into 4 bits."""
+    from training import base_model
 
-    from training import scoring
-
-    model, _, _ = scoring.load(best, torch.float32 if _is_float32(best) else torch.bfloat16)
+    model, tokenizer = base_model.load_merged(best)
     model.save_pretrained(out)
-    for name in COPIED:
+    tokenizer.save_pretrained(out)
+    for name in (classification.FILE_NAME, "README.md"):
         if (best / name).is_file():
             shutil.copyfile(best / name, out / name)
 
@@ -191,15 +190,6 @@ def write_form(form: Form, config: ExportSettings, out: Path, progress: optimize
         command = [sys.executable, "-m", "training.gguf_model", str(merged), str(out / "model.gguf"), kind]
         subprocess.run(command, check=True, stdout=sys.stderr)
         shutil.copyfile(best / classification.FILE_NAME, out / classification.FILE_NAME)
-
-
-def _is_float32(best: Path) -> bool:
-    """What was trained as float32 stays so; an adapter is merged in the precision of its base."""
-    path = best / "config.json"
-    if not path.is_file():
-        return False
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return bool((config.get("dtype") or config.get("torch_dtype")) == "float32")
 
 
 def run(words: Sequence[str]) -> int:

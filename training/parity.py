@@ -120,9 +120,15 @@ def compare(
 
 async def by_engine(source: Path, engine_name: str, environment: Path, texts: Sequence[str]) -> list[Mapping[str, Any]]:
     """What the server would answer from this form, by the engine that it would have."""
-    words = [f"model_source={source}", f"engine={engine_name}"]
-    config = deployment.load(environment, words, environ={})
     files = model_source.resolve(str(source), engine=engine_name)
+    bits = 16 if files.weight_bits is None else files.weight_bits
+    words = [
+        f"model_source={source}",
+        f"engine={engine_name}",
+        f"optimization_settings.quantization_bits={bits}",
+        f"optimization_settings.enable_quantization={str(bits < 16).lower()}",
+    ]
+    config = deployment.load(environment, words, environ={})
     engine = engines.create(config, capacity.check(config, files), files)
     settings = classification.load_settings(source)
     assert settings is not None
