@@ -11,6 +11,8 @@ logistic regression that learned from the same training calls. In ``run_dir/eval
     evaluation.md     the same to read; index.html with plots
     scores.parquet    one row a call: truth, label log-probabilities, part; from it all of the above can be made again
                       without the model: ``again=true``
+
+``run_dir/result.json`` is the run's :class:`~training.records.FineTuningResult`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from model_server.classification import LABELS
 from model_server.errors import ConfigurationError, DeploymentError
 from training import baselines, metrics, prepared
 from training.raw_calls import DataError
-from training.records import TrainingData
+from training.records import FineTuningResult, TrainingData
 from training.scores import Scored, read_scores, write_scores
 
 MOST_KINDS = 12
@@ -250,7 +253,7 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
     bootstrap = {"resamples": config.resamples, "seed": config.seed}
     train = prepared.load(data, "train")
     others = baselines.predictions(train, parts["test"].calls)
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "model_id": config.run_dir.name,
         "base_model": run["base_model"],
         "method": run["method"],
@@ -261,10 +264,19 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
         "data": {"folder": str(data), "files": prepared.read_manifest(data)["files"]},
         "settings": config.model_dump(mode="json"),
     }
-    text = json.dumps(evaluation, ensure_ascii=False, indent=2) + "\n"
+    test = evaluation["parts"]["test"]
+    result = FineTuningResult(
+        model_id=config.run_dir.name,
+        base_model=run["base_model"],
+        training_config=run,
+        evaluation_metrics={name: value for name, value in test.items() if isinstance(value, int | float | list)},
+        model_path=str(best),
+        created_at=datetime.now(UTC),
+    )
     classification.write_settings(settings, best)
     for path, content in (
-        (folder / "evaluation.json", text),
+        (config.run_dir / "result.json", result.model_dump_json(indent=2) + "\n"),
+        (folder / "evaluation.json", json.dumps(evaluation, ensure_ascii=False, indent=2) + "\n"),
         (folder / "evaluation.md", evaluation_report.markdown(evaluation)),
         (folder / "index.html", evaluation_report.page(evaluation)),
         (best / "README.md", evaluation_report.card(evaluation)),
