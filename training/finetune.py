@@ -203,7 +203,7 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
         view.say(f"4-bit gradients after a pass in eval mode: relative error {error:.4f}")
     model = network if config.method == "full" else base_model.add_adapter(network, config.lora)
     if config.adapter is not None:
-        base_model.start_from(model, config.adapter, run["base"]["sha256"])
+        base_model.load_weights(model, config.adapter)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimiser = torch.optim.AdamW(
         trainable.values(), lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay, fused=True
@@ -302,6 +302,9 @@ def _describe(
     config: FineTuningSettings, given: Inputs, state: PartialState, threads: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """``manifest.json``: what the result depends on."""
+    base = base_model.digests(given.path)
+    if config.adapter is not None:
+        base_model.check_adapter(config.adapter, base)
     versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
@@ -317,7 +320,7 @@ def _describe(
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
         "steps": given.steps,
-        "base": {"source": str(config.base_model), "path": str(given.path), "sha256": base_model.digests(given.path)},
+        "base": {"source": str(config.base_model), "path": str(given.path), "sha256": base},
         "data": data | {name: checkpoints.sha256(path) for name, path in others.items() if path is not None},
         "order_sha256": batches.order_sha256(config.seed, given.steps, config.batch, given.train.conversation_ids),
         "prompt_sha256": given.settings.prompt_sha256,

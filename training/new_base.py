@@ -135,10 +135,19 @@ def main(config: NewBase) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str]) -> int:
+    """The command line. Returns the exit status."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__, file=sys.stderr)
+        return 0 if arguments else 2
     try:
-        settings_read = runconfig.load(NewBase, Path(sys.argv[1]), sys.argv[2:])
-        print(json.dumps(main(settings_read), ensure_ascii=False))
-    except (IndexError, runconfig.ConfigError) as error:
-        print(error if isinstance(error, runconfig.ConfigError) else __doc__, file=sys.stderr)
-        sys.exit(2)
+        report = main(runconfig.load(NewBase, Path(arguments[0]), arguments[1:]))
+    except runconfig.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(report, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -12,7 +12,6 @@ both gives the full depth.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -47,6 +46,9 @@ _PROCESS_BYTES = 830 * _MIB  # after the imports; two thirds of it are files
 _SLACK = 1.25  # of a step: what the C library keeps of freed blocks, buffers of matrix kernels
 _FOUR_BIT_BYTES = 0.53  # of a weight in NF4 with double quantisation: 4 bits and 0.127 of scales
 _USABLE_SHARE = 0.95  # of what is free; the kernel kills without a word
+
+_DEPTH = 4
+"""Layers up to which a network is run as it is."""
 
 _PROBED = 3
 """Micro-batches that are measured; the first one, which warms up, is not counted."""
@@ -129,19 +131,19 @@ def _step_bytes(config: FineTuningSettings, given: Inputs, dtype: torch.dtype, l
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(shape, dtype=dtype)
         model = network if config.method == "full" else base_model.add_adapter(network, config.lora)
-    gc.collect()
     with FakeTensorMode(), _LiveBytes() as live:
+        fakes: dict[int, torch.nn.Parameter] = {}  # the output layer and the embedding are one
         for module in model.modules():
             for name, tensor in module.named_parameters(recurse=False):
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                module.register_parameter(name, torch.nn.Parameter(fake, requires_grad=tensor.requires_grad))
+                if id(tensor) not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    fakes[id(tensor)] = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                module.register_parameter(name, fakes[id(tensor)])
             for name, tensor in module.named_buffers(recurse=False):
                 module.register_buffer(name, torch.empty(tensor.shape, dtype=tensor.dtype), persistent=False)
-        network.tie_weights()
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
-        gc.collect()
         before = live.peak = live.now
         _calls_on(network, config, given)
         if config.replay is not None:
@@ -181,11 +183,12 @@ def memory(config: FineTuningSettings, given: Inputs, dtype: torch.dtype) -> Mem
     """Predict the peak of a run with its longest calls."""
     shape = given.files.shape
     assert shape is not None
-    shallow, deep = (2, 4) if shape.layers > 4 else (shape.layers, shape.layers)
-    (low, low_trained), (high, high_trained) = (_step_bytes(config, given, dtype, layers) for layers in (shallow, deep))
-    further = (shape.layers - deep) / max(1, deep - shallow)
-    step = int((high + further * (high - low)) * _SLACK)
-    trained = round(high_trained + further * (high_trained - low_trained))
+    high, trained = _step_bytes(config, given, dtype, min(shape.layers, _DEPTH))
+    if shape.layers > _DEPTH:
+        low, fewer = _step_bytes(config, given, dtype, _DEPTH - 1)
+        high += (shape.layers - _DEPTH) * (high - low)
+        trained += (shape.layers - _DEPTH) * (trained - fewer)
+    step = int(high * _SLACK)
     parameters = base_model.parameter_count(shape)
     size = torch.finfo(dtype).bits // 8
     embedding = shape.vocab * shape.hidden
@@ -232,8 +235,8 @@ def check(plan: MemoryPlan, config: FineTuningSettings, device: torch.device, pr
     room = shutil.disk_usage(folder).free
     if plan.disk_bytes > room:
         raise ResourceInsufficientError(
-            f"checkpoints and best/ take up to {plan.disk_bytes / _GIB:.2f} GiB, {folder} has {room / _GIB:.2f} free: "
-            "make room, or name another run_dir"
+            f"checkpoints and best/ take up to {plan.disk_bytes / _MIB:.0f} MiB, {folder} has {room / _MIB:.0f} free: "
+            "make room, lower keep_checkpoints, or name another run_dir"
         )
 
 

@@ -18,7 +18,7 @@ class Lora(runconfig.RunConfig):
     """Shape of the adapter (Hu et al., 2021, arXiv 2106.09685); the update is scaled by alpha / rank."""
 
     rank: int = Field(default=16, ge=1, le=512)
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
 
 
