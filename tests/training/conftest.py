@@ -15,6 +15,8 @@ from model_server.cache import cache_dir
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = cache_dir() / "venvs/training/bin/python"
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent"}
+
 WRITE_PARQUET = """
 import json
 from pathlib import Path
@@ -42,13 +44,7 @@ class ForkServer:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "HF_HUB_CACHE": "/nonexistent",
-            },
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **OFFLINE},
         )
 
     def task(self, **task):

@@ -39,7 +39,7 @@ def test_without_the_cure_the_check_fails(training, small, packs):
         pytest.skip("this CPU has no AVX512-BF16: bitsandbytes does not repack here, so the defect cannot be shown")
     told = check(training, small.base, cure=False)
     assert isinstance(told, str), told
-    assert "through the 4-bit layer" in told or "gives no gradient" in told
+    assert "4-bit layer" in told
     assert "use method=lora" in told
 
 
@@ -79,14 +79,14 @@ print(json.dumps(min(torch.cosine_similarity(a, b, dim=0).item() for a, b in zip
     assert training.code(code) > 0.999
 
 
-def test_a_qlora_run_checks_first_and_learns(training, small, tmp_path):
+def test_a_qlora_run_checks_first_evaluates_between_steps_and_goes_on(training, small, tmp_path):
     run_dir = tmp_path / "run"
-    words = [f"run_dir={run_dir}", "method=qlora", "dtype=bfloat16", "evaluate_every=2", "learning_rate=5e-3"]
-    done = training.finetune(small.config, *words)
-    assert done.status == 0, done.stderr
-    assert "4-bit gradients after a pass in eval mode: relative error 0.0" in done.stderr
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0]
-    again = training.finetune(small.config, *words, "device=cpu")
+    words = [f"run_dir={run_dir}", "method=qlora", "dtype=bfloat16", "evaluate_every=2"]
+    killed = training.finetune(small.config, *words, kill_after_lines=[str(run_dir / "metrics.jsonl"), 8], signal=9)
+    assert killed.status == -9
+    again = training.finetune(small.config, *words)
     assert again.status == 0, again.stderr
+    assert "4-bit gradients after a pass in eval mode: relative error 0.0" in again.stderr
+    assert "going on from" in again.stderr
+    steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8]
