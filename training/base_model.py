@@ -6,6 +6,7 @@ Shapes: r rank of the adapter.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -105,6 +106,7 @@ def add_adapter(network: Qwen3ForCausalLM, lora: Lora) -> nn.Module:
 
     The adapter is float32 whatever the base is: steps of 1e-4 vanish in a bfloat16 of 8 bits.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel, and works without
     from peft import LoraConfig, get_peft_model  # late: it imports bitsandbytes, which takes seconds
 
     config = LoraConfig(

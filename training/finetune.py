@@ -133,7 +133,7 @@ def update(
         caught: Signal that this process has got, 0 for none.
 
     Returns:
-        The line for ``metrics.jsonl``, and the sum of the signals that all processes have got.
+        The line for ``metrics.jsonl``, and the signal that any process has got, SIGTERM where they got several.
 
     Raises:
         LossNotFiniteError: Before anything is changed.
@@ -144,7 +144,7 @@ def update(
     losses = torch.zeros(number + 1, 2, device=network.device)
     for micro in range(state.process_index, number, state.num_processes):
         losses[micro] = backward(network, config, given, step, micro)
-    losses[-1, 0] = caught
+    losses[-1] = torch.tensor([float(caught), float(caught > 0)])
     if state.num_processes > 1:  # gradients are shares of one sum: adding them is all that has to be told
         tensors = [losses, *(parameter.grad for parameter in trainable)]
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
@@ -161,7 +161,9 @@ def update(
     if config.replay is not None:
         line["replay_loss"] = replayed
     line["tokens"] = sum(len(given.prefix) + len(given.train.rows[at]) for at in calls)
-    return line, int(losses[-1, 0].item())
+    total, number_caught = losses[-1].tolist()
+    stop = int(total / number_caught) if number_caught else 0
+    return line, stop if stop in {0, signal.SIGINT, signal.SIGTERM} else int(signal.SIGTERM)
 
 
 def score_rows(
@@ -295,28 +297,24 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
             view.step(line)
 
             done, last = step + 1, step + 1 == given.steps
-            if done % config.evaluate_every == 0 or last:
+            due = last or done % config.evaluate_every == 0
+            if due:
                 figures = evaluate(network, config, given, state)
                 better = figures["validation_macro_f1"] > progress["best_macro_f1"]
                 progress["stale"] = 0 if better else progress["stale"] + 1
                 if better:
                     progress |= {"best_macro_f1": figures["validation_macro_f1"], "best_step": done}
                 early = config.patience is not None and progress["stale"] >= config.patience
-                progress["finished"] = "early stop" if early and not last else "all steps" if last else ""
+                progress["finished"] = "all steps" if last else "early stop" if early else ""
                 line = {"step": done, **figures, **{key: progress[key] for key in ("best_macro_f1", "best_step")}}
                 record(line)
                 view.evaluation(line)
+            if due or stop or (config.checkpoint_every is not None and done % config.checkpoint_every == 0):
                 keep(done)
-                if progress["finished"]:
-                    break
-            elif config.checkpoint_every is not None and done % config.checkpoint_every == 0:
-                keep(done)
+            if progress["finished"]:
+                break
             if stop:
-                if done not in checkpoints.steps(folder):
-                    keep(done)
-                # Processes that got different signals have added them up.
-                known = stop if stop in {signal.SIGINT, signal.SIGTERM} else signal.SIGTERM
-                raise InterruptedRunError(known, done, f"python -m training.finetune {config.run_dir / 'config.yml'}")
+                raise InterruptedRunError(stop, done, f"python -m training.finetune {config.run_dir / 'config.yml'}")
     if log is not None:
         log.close()
     return _report(config, {"step": done, **progress}, view)
