@@ -200,7 +200,8 @@ def memory(config: FineTuningSettings, given: Inputs, dtype: torch.dtype) -> Mem
     weights = parameters * size + (0 if config.method == "full" else 4 * trained)
     process = psutil.Process().memory_info().rss
     read = given.files.weights_bytes or parameters * size  # the file is mapped, and counted while it is read
-    loading = process + read + weights if read != parameters * size else 0
+    converted = abs(read / (parameters * size) - 1) > 0.2  # from another precision; the rest is the file's header
+    loading = process + read + weights if converted else 0
     if config.method == "qlora":
         quantised = parameters - embedding
         weights = int(embedding * size + quantised * _FOUR_BIT_BYTES + 4 * trained)

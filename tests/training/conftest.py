@@ -23,10 +23,10 @@ from pathlib import Path
 import pyarrow, pyarrow.parquet
 from training.calls import CallSettings, make_splits
 
-def write(folder, counts, keep=lambda call: True):
+def write(folder, seed, counts, keep):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for part, calls in make_splits(CallSettings(seed=5), counts).items():
+    for part, calls in make_splits(CallSettings(seed=seed), counts).items():
         rows = [{**c.model_dump(), "metadata": json.dumps(c.metadata, ensure_ascii=False)} for c in calls if keep(c)]
         table = pyarrow.Table.from_pylist(rows) if rows else pyarrow.table({"conversation_id": []})
         pyarrow.parquet.write_table(table, folder / f"{part}.parquet")
@@ -58,9 +58,11 @@ class ForkServer:
         assert done.status == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    def write_data(self, folder, keep="True", before="", **counts):
+    def write_data(self, folder, keep="True", before="", seed=5, **counts):
         """Prepare generated calls; ``keep`` says of a ``call`` whether it is taken, after what ``before`` does."""
-        self.code(f"{WRITE_PARQUET}\n{before}\nwrite({str(folder)!r}, {counts!r}, lambda call: {keep})\nprint(1)")
+        self.code(
+            f"{WRITE_PARQUET}\n{before}\nwrite({str(folder)!r}, {seed}, {counts!r}, lambda call: {keep})\nprint(1)"
+        )
 
     def finetune(self, config, *words, **task):
         return self.task(run=["training.finetune", str(config), *words], **task)

@@ -271,13 +271,16 @@ def test_two_processes_learn_what_one_does(training, small, trained, tmp_path, l
 
 @pytest.mark.slow
 def test_an_adapter_can_learn_its_calls_by_heart(training, small, tmp_path):
-    """A mechanism that trains at all brings the loss on 16 calls, seen again and again, to nearly nothing."""
+    """On a base that has learned other calls (on random weights no adapter does), 16 new ones until all are right."""
     data = tmp_path / "data"
-    training.write_data(data, train=16, validation=16, test=1)
+    training.write_data(data, seed=77, train=16, validation=16, test=1)
     shutil.copyfile(data / "train.parquet", data / "validation.parquet")
-    words = [f"data={data}", f"run_dir={tmp_path / 'run'}", "steps=150", "batch=16", "micro_batch=16"]
-    words += ["learning_rate=1e-2", "evaluate_every=150", "checkpoint_every=null", "lora.rank=32", "lora.alpha=64"]
-    done = training.finetune(small.config, *words)
+    words = ["steps=150", "evaluate_every=150", "checkpoint_every=null", "learning_rate=3e-3"]
+    full = [f"run_dir={tmp_path / 'full'}", "method=full", "batch=24", "micro_batch=24"]
+    done = training.finetune(small.config, *words, *full)
+    assert done.status == 0, done.stderr
+    adapter = [f"run_dir={tmp_path / 'run'}", f"base_model={tmp_path / 'full' / 'best'}", f"data={data}"]
+    done = training.finetune(small.config, *words, *adapter, "batch=16", "micro_batch=16")
     assert done.status == 0, done.stderr
     lines = metrics(tmp_path / "run")
     assert lines[0]["loss"] > 2
