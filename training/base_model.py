@@ -133,8 +133,9 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def mixed_precision(network: Qwen3ForCausalLM) -> torch.autocast:
-    """Compute a bfloat16 base and the float32 adapter on it in bfloat16; leaves a float32 network alone."""
-    return torch.autocast(network.device.type, torch.bfloat16, enabled=network.dtype == torch.bfloat16)
+    """Multiply in bfloat16 on a GPU, and where the base is bfloat16; what is trained is float32 all the same."""
+    device = network.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or network.dtype == torch.bfloat16)
 
 
 def check_adapter(adapter: Path, base: Mapping[str, str]) -> None:

@@ -305,6 +305,17 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor(training, small, trai
     assert found == pytest.approx([cosine[0] / 2, *cosine[1:]])
 
 
+def test_in_a_terminal_there_is_a_bar_and_elsewhere_plain_lines(training, small, trained, tmp_path):
+    """FORCE_COLOR is how rich is told of a terminal."""
+    assert "step 1/8  loss" in trained.stderr
+    assert "s left" in trained.stderr
+    assert "━" not in trained.stderr
+    done = training.finetune(small.config, f"run_dir={tmp_path / 'run'}", "steps=2", environment={"FORCE_COLOR": "1"})
+    assert done.status == 0, done.stderr
+    assert "━" in done.stderr
+    assert "validation macro-F1" in done.stderr
+
+
 def test_every_call_is_seen_once_an_epoch_in_an_order_that_changes(training):
     code = """
 import json
