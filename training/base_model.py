@@ -6,13 +6,17 @@ Shapes: r rank of the adapter.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+import transformers
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from model_server import model_source
@@ -49,25 +53,20 @@ def find(source: str) -> model_source.ModelFiles:
 def _pinned(source: str) -> str:
     if "@" in source:
         return source
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        try:
-            return f"{source}@{HfApi().model_info(source).sha}"
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-            try:  # a copy in the hub's cache needs no network
-                return f"{source}@{Path(snapshot_download(source, local_files_only=True)).name}"
-            except (LocalEntryNotFoundError, OSError):
-                raise error from None
+        # The hub's newest commit; without a network that of the copy in its cache.
+        return f"{source}@{Path(snapshot_download(source, allow_patterns='config.json')).name}"
     except HFValidationError as error:
         raise ModelLoadError(source, "no such file or directory, and it is no hub id (org/name)") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ModelLoadError(
             source,
-            f"no such directory, and it could not be looked up on the hub: {reason}; HF_ENDPOINT names a mirror, and "
-            "a directory in base_model needs no network",
+            f"no such directory, and the hub did not give it: {reason}; HF_ENDPOINT names a mirror, and a directory in "
+            "base_model needs no network",
         ) from error
 
 
@@ -93,6 +92,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 def load_base(path: Path, method: Method, dtype: torch.dtype, device: torch.device) -> Qwen3ForCausalLM:
     """The network with the weights at ``path``; for qlora in 4 bits."""
+    transformers.utils.logging.disable_progress_bar()
     if method == "qlora":
         return quantized.load(path, dtype, device)
     model, report = Qwen3ForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
@@ -101,11 +101,14 @@ def load_base(path: Path, method: Method, dtype: torch.dtype, device: torch.devi
     return model.to(device)
 
 
-def add_adapter(network: Qwen3ForCausalLM, lora: Lora) -> PeftModel:
+def add_adapter(network: Qwen3ForCausalLM, lora: Lora) -> nn.Module:
     """Put a new adapter on the network. Seed before: its A matrices are drawn here.
 
     The adapter is float32 whatever the base is: steps of 1e-4 vanish in a bfloat16 of 8 bits.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses an optional kernel, and works without
+    from peft import LoraConfig, get_peft_model  # late: it imports bitsandbytes, which takes seconds
+
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -114,7 +117,9 @@ def add_adapter(network: Qwen3ForCausalLM, lora: Lora) -> PeftModel:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(network, config)  # with float32 matrices, whatever the base has
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 by an old name
+        model = get_peft_model(network, config)  # with float32 matrices, whatever the base has
     for module in model.modules():
         # Otherwise inputs are copied to float32 for each of the matrices, against what mixed_precision is there
         # for: 3.0 s of CPU and 3.7 GiB for a step of 256 tokens with Qwen3-0.6B, instead of 2.6 s and 3.1 GiB.
@@ -123,19 +128,14 @@ def add_adapter(network: Qwen3ForCausalLM, lora: Lora) -> PeftModel:
     return model
 
 
+def has_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
 def mixed_precision(network: Qwen3ForCausalLM) -> torch.autocast:
-    """Compute a bfloat16 base and the float32 adapter on it in bfloat16; leaves a float32 network alone."""
-    return torch.autocast(network.device.type, torch.bfloat16, enabled=network.dtype == torch.bfloat16)
-
-
-def start_from(model: PeftModel, adapter: Path, base: Mapping[str, str]) -> None:
-    """Overwrite the new adapter with the weights of an earlier one.
-
-    Raises:
-        ModelLoadError: It belongs to another base, or has another shape.
-    """
-    check_adapter(adapter, base)
-    load_weights(model, adapter)
+    """Multiply in bfloat16 on a GPU, and where the base is bfloat16; what is trained is float32 all the same."""
+    device = network.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or network.dtype == torch.bfloat16)
 
 
 def check_adapter(adapter: Path, base: Mapping[str, str]) -> None:
@@ -159,17 +159,16 @@ def check_adapter(adapter: Path, base: Mapping[str, str]) -> None:
         )
 
 
-def load_weights(model: PeftModel | Qwen3ForCausalLM, saved: Path) -> None:
+def load_weights(model: nn.Module, saved: Path) -> None:
     """Take over what :func:`save` wrote, into a model of the same method.
 
     Raises:
         ModelLoadError: Names or shapes differ.
     """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
     try:
-        if isinstance(model, PeftModel):
+        if has_adapter(model):
+            from peft import set_peft_model_state_dict
+
             weights = load_file(saved / "adapter_model.safetensors")
             report = set_peft_model_state_dict(model, weights)
             lacking = [name for name in report.missing_keys if "lora_" in name]
@@ -185,7 +184,7 @@ def load_weights(model: PeftModel | Qwen3ForCausalLM, saved: Path) -> None:
 
 
 def save(
-    model: PeftModel | Qwen3ForCausalLM,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     base: Mapping[str, Any],
     out: Path,
@@ -194,7 +193,7 @@ def save(
 
     The bytes depend on nothing but the weights.
     """
-    if isinstance(model, PeftModel):
+    if has_adapter(model):
         # "auto" would ask the hub whether the vocabulary has changed.
         model.save_pretrained(out, save_embedding_layers=False)
         config = json.loads((out / "adapter_config.json").read_bytes())
@@ -240,6 +239,8 @@ def _trained(
     files = find(base_source or json.loads((model_dir / BASE).read_bytes())["source"])
     assert files.path is not None
     check_adapter(model_dir, digests(files.path))
+    from peft import PeftModel
+
     network = Qwen3ForCausalLM.from_pretrained(files.path, dtype=dtype or "auto")
     return PeftModel.from_pretrained(network, model_dir), tokenizer
 

@@ -104,7 +104,7 @@ def check_classes(train: LabelledRows, names: Sequence[str]) -> None:
         )
 
 
-def read_pairs(path: Path, encode: Encode) -> Pairs:
+def read_pairs(path: Path) -> list[Pair]:
     """Read a replay file, JSON lines of :class:`Pair`.
 
     Raises:
@@ -125,6 +125,10 @@ def read_pairs(path: Path, encode: Encode) -> Pairs:
         pairs.append(runconfig.validate(Pair, raw, f"{path}:{number}"))
     if not pairs:
         raise runconfig.ConfigError(f"{path} is empty: give prompts and answers, or leave replay out")
+    return pairs
+
+
+def encode_pairs(pairs: Sequence[Pair], encode: Encode) -> Pairs:
     return Pairs(
         [encode(pair.prompt) for pair in pairs],
         [encode(pair.answer) for pair in pairs],

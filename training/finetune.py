@@ -118,6 +118,54 @@ def backward(network: Qwen3ForCausalLM, config: FineTuningSettings, given: Input
     return torch.stack([loss.detach(), replayed.detach()])
 
 
+def update(
+    network: Qwen3ForCausalLM,
+    config: FineTuningSettings,
+    given: Inputs,
+    state: PartialState,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    caught: int = 0,
+) -> tuple[dict[str, Any], int]:
+    """One step: all micro-batches, over all processes.
+
+    Args:
+        caught: Signal that this process has got, 0 for none.
+
+    Returns:
+        The line for ``metrics.jsonl``, and the signal that any process has got, SIGTERM where they got several.
+
+    Raises:
+        LossNotFiniteError: Before anything is changed.
+    """
+    number, trainable = config.batch // config.micro_batch, optimiser.param_groups[0]["params"]
+    optimiser.zero_grad()
+    # One row for each micro-batch, filled by the process that computed it; the last one tells of signals.
+    losses = torch.zeros(number + 1, 2, device=network.device)
+    for micro in range(state.process_index, number, state.num_processes):
+        losses[micro] = backward(network, config, given, step, micro)
+    losses[-1] = torch.tensor([float(caught), float(caught > 0)])
+    if state.num_processes > 1:  # gradients are shares of one sum: adding them is all that has to be told
+        tensors = [losses, *(parameter.grad for parameter in trainable)]
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+    norm = torch.nn.utils.clip_grad_norm_(trainable, config.clip_norm)
+    _check_finite(losses[:-1], norm, step, config, given)
+    rate = learning_rate(config, step, given.steps)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.step()
+    loss, replayed = losses[:-1].sum(0).tolist()
+    calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
+    line = {"step": step + 1, "loss": loss, "grad_norm": float(norm), "learning_rate": rate}
+    if config.replay is not None:
+        line["replay_loss"] = replayed
+    line["tokens"] = sum(len(given.prefix) + len(given.train.rows[at]) for at in calls)
+    total, number_caught = losses[-1].tolist()
+    stop = int(total / number_caught) if number_caught else 0
+    return line, stop if stop in {0, signal.SIGINT, signal.SIGTERM} else int(signal.SIGTERM)
+
+
 def score_rows(
     network: Qwen3ForCausalLM, config: FineTuningSettings, given: Inputs, rows: Sequence[Sequence[int]]
 ) -> Tensor:
@@ -203,10 +251,10 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
         view.say(f"4-bit gradients after a pass in eval mode: relative error {error:.4f}")
     model = network if config.method == "full" else base_model.add_adapter(network, config.lora)
     if config.adapter is not None:
-        base_model.start_from(model, config.adapter, run["base"]["sha256"])
+        base_model.load_weights(model, config.adapter)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimiser = torch.optim.AdamW(
-        trainable.values(), lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay, fused=True
+        list(trainable.values()), lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay, fused=True
     )
     if resumed["step"]:
         checkpoint = checkpoints.path_of(config.run_dir / "checkpoints", resumed["step"])
@@ -244,52 +292,29 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
     with view, _signals() as caught:
         for step in range(resumed["step"], given.steps):
             model.train()
-            rate = learning_rate(config, step, given.steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad()
-            # One row for each micro-batch, filled by the process that computed it; the last one tells of signals.
-            losses = torch.zeros(micro_batches + 1, 2, device=state.device)
-            for micro in range(state.process_index, micro_batches, state.num_processes):
-                losses[micro] = backward(network, config, given, step, micro)
-            losses[-1, 0] = caught[0] if caught else 0
-            if state.num_processes > 1:
-                _sum_over_processes([losses, *(parameter.grad for parameter in trainable.values())])
-            norm = torch.nn.utils.clip_grad_norm_(trainable.values(), config.clip_norm)
-            _check_finite(losses[:-1], norm, step, config, given, folder)
-            optimiser.step()
-            loss, replayed = losses[:-1].sum(0).tolist()
-            calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
-            line = {"step": step + 1, "loss": loss, "grad_norm": float(norm), "learning_rate": rate}
-            if config.replay is not None:
-                line["replay_loss"] = replayed
-            line["tokens"] = sum(len(given.prefix) + len(given.train.rows[at]) for at in calls)
+            line, stop = update(network, config, given, state, optimiser, step, caught[0] if caught else 0)
             record(line)
             view.step(line)
 
             done, last = step + 1, step + 1 == given.steps
-            if done % config.evaluate_every == 0 or last:
+            due = last or done % config.evaluate_every == 0
+            if due:
                 figures = evaluate(network, config, given, state)
                 better = figures["validation_macro_f1"] > progress["best_macro_f1"]
                 progress["stale"] = 0 if better else progress["stale"] + 1
                 if better:
                     progress |= {"best_macro_f1": figures["validation_macro_f1"], "best_step": done}
                 early = config.patience is not None and progress["stale"] >= config.patience
-                progress["finished"] = "early stop" if early and not last else "all steps" if last else ""
+                progress["finished"] = "all steps" if last else "early stop" if early else ""
                 line = {"step": done, **figures, **{key: progress[key] for key in ("best_macro_f1", "best_step")}}
                 record(line)
                 view.evaluation(line)
+            if due or stop or (config.checkpoint_every is not None and done % config.checkpoint_every == 0):
                 keep(done)
-                if progress["finished"]:
-                    break
-            elif config.checkpoint_every is not None and done % config.checkpoint_every == 0:
-                keep(done)
-            if stop := int(losses[-1, 0].item()):
-                if done not in checkpoints.steps(folder):
-                    keep(done)
-                # Processes that got different signals have added them up.
-                known = stop if stop in {signal.SIGINT, signal.SIGTERM} else signal.SIGTERM
-                raise InterruptedRunError(known, done, f"python -m training.finetune {config.run_dir / 'config.yml'}")
+            if progress["finished"]:
+                break
+            if stop:
+                raise InterruptedRunError(stop, done, f"python -m training.finetune {config.run_dir / 'config.yml'}")
     if log is not None:
         log.close()
     return _report(config, {"step": done, **progress}, view)
@@ -302,6 +327,9 @@ def _describe(
     config: FineTuningSettings, given: Inputs, state: PartialState, threads: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """``manifest.json``: what the result depends on."""
+    base = base_model.digests(given.path)
+    if config.adapter is not None:
+        base_model.check_adapter(config.adapter, base)
     versions = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
@@ -317,7 +345,7 @@ def _describe(
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
         "steps": given.steps,
-        "base": {"source": str(config.base_model), "path": str(given.path), "sha256": base_model.digests(given.path)},
+        "base": {"source": str(config.base_model), "path": str(given.path), "sha256": base},
         "data": data | {name: checkpoints.sha256(path) for name, path in others.items() if path is not None},
         "order_sha256": batches.order_sha256(config.seed, given.steps, config.batch, given.train.conversation_ids),
         "prompt_sha256": given.settings.prompt_sha256,
@@ -464,22 +492,14 @@ def _git_revision() -> str | None:
 # --- one step ----------------------------------------------------------------------------------------------
 
 
-def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Gradients are shares of one sum, so adding them is all that has to be told."""
-    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-        work.wait()
-
-
-def _check_finite(
-    losses: Tensor, norm: Tensor, step: int, config: FineTuningSettings, given: Inputs, folder: Path
-) -> None:
+def _check_finite(losses: Tensor, norm: Tensor, step: int, config: FineTuningSettings, given: Inputs) -> None:
     """Before the weights change: what was kept is the state before this step."""
     if bool(torch.isfinite(losses).all()) and bool(torch.isfinite(norm)):
         return
     calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
     bad = [micro for micro, finite in enumerate(torch.isfinite(losses).all(1).tolist()) if not finite]
     of = [calls[m * config.micro_batch : (m + 1) * config.micro_batch] for m in bad] or [calls]
-    kept, _ = checkpoints.newest_valid(folder)
+    kept, _ = checkpoints.newest_valid(config.run_dir / "checkpoints")
     raise LossNotFiniteError(
         step + 1,
         "loss" if bad else "gradient",

@@ -89,7 +89,7 @@ def read(config: FineTuningSettings) -> Inputs:
         settings=settings,
         train=train,
         validation=batches.rows_of(_calls(config.data, "validation"), settings, encode, "validation"),
-        pairs=None if config.replay is None else batches.read_pairs(config.replay.file, encode),
+        pairs=None if config.replay is None else batches.encode_pairs(batches.read_pairs(config.replay.file), encode),
         prefix=prefix,
         suffix_tokens=len(encode(settings.prompt_suffix)),
         class_weights=_class_weights(config, train, list(settings.labels.values())),

@@ -60,9 +60,10 @@ def label_loss(
     labels = logits[:, label_ids]
     right = torch.log_softmax(labels, 1).gather(1, truth[:, None])[:, 0]
     entropy = -right if focal_gamma == 0 else -right * (1 - right.exp()) ** focal_gamma
-    mass = torch.logsumexp(logits, 1) - torch.logsumexp(labels, 1)
+    if mass_weight:
+        entropy = entropy + mass_weight * (torch.logsumexp(logits, 1) - torch.logsumexp(labels, 1))
     weights = torch.ones_like(right) if class_weights is None else class_weights[truth]
-    return ((entropy + mass_weight * mass) * weights).sum() / (weights.sum() if divisor is None else divisor)
+    return (entropy * weights).sum() / (weights.sum() if divisor is None else divisor)
 
 
 def answer_loss(

@@ -25,7 +25,7 @@ import runconfig
 from model_server import model_source
 from model_server.classification import INSTRUCTION, clean_call
 from model_server.masking import KINDS, mask
-from training import prepared
+from training import batches, prepared
 from training.bpe import train_bpe
 from training.chat_template import CHAT_TEMPLATE
 
@@ -104,8 +104,7 @@ def main(config: NewBase) -> dict[str, Any]:
         raise runconfig.ConfigError(f"there is no train.parquet in {config.data}: make it with python -m training.data")
     calls = [mask(clean_call(call.input_text)) for call in prepared.load(config.data, "train")]
     tokens = "".join(f"<{kind}1>" for kind in KINDS)
-    lines = [] if config.replay is None else config.replay.read_text(encoding="utf-8").splitlines()
-    answers = [json.loads(line)["answer"] for line in lines[:_PAIRS]]
+    answers = [] if config.replay is None else [pair.answer for pair in batches.read_pairs(config.replay)[:_PAIRS]]
     tokenizer = train_tokenizer([*calls, *[INSTRUCTION, tokens] * 500, *answers], config.vocabulary, config.context)
     model = random_network(config, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -135,10 +134,19 @@ def main(config: NewBase) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str]) -> int:
+    """The command line. Returns the exit status."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__, file=sys.stderr)
+        return 0 if arguments else 2
     try:
-        settings_read = runconfig.load(NewBase, Path(sys.argv[1]), sys.argv[2:])
-        print(json.dumps(main(settings_read), ensure_ascii=False))
-    except (IndexError, runconfig.ConfigError) as error:
-        print(error if isinstance(error, runconfig.ConfigError) else __doc__, file=sys.stderr)
-        sys.exit(2)
+        report = main(runconfig.load(NewBase, Path(arguments[0]), arguments[1:]))
+    except runconfig.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(report, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -12,7 +12,6 @@ both gives the full depth.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -43,10 +42,14 @@ from training.settings import FineTuningSettings
 _MIB, _GIB = 2**20, 2**30
 
 # Resident memory on Linux, torch 2.15 (CUDA build on a CPU), transformers 5.23, peft 0.21, bitsandbytes 0.50.
-_PROCESS_BYTES = 830 * _MIB  # after the imports; two thirds of it are files
 _SLACK = 1.25  # of a step: what the C library keeps of freed blocks, buffers of matrix kernels
 _FOUR_BIT_BYTES = 0.53  # of a weight in NF4 with double quantisation: 4 bits and 0.127 of scales
+_CONVERTING_BYTES = 3.5  # of such a weight while it is made, which a step then reuses: 1,465 MiB for Qwen3-0.6B
+_GPU_CONTEXT_BYTES = 600 * _MIB
 _USABLE_SHARE = 0.95  # of what is free; the kernel kills without a word
+
+_DEPTH = 4
+"""Layers up to which a network is run as it is."""
 
 _PROBED = 3
 """Micro-batches that are measured; the first one, which warms up, is not counted."""
@@ -57,11 +60,11 @@ class MemoryPlan:
     """What one process uses at its peak, bytes.
 
     Attributes:
-        process_bytes: Interpreter and libraries; on a GPU the context.
+        process_bytes: Interpreter, libraries and the calls, as this process has them now.
         weights_bytes: Frozen or trained.
         optimiser_bytes: Gradients and both moments of what is trained.
         step_bytes: The most that a micro-batch holds besides.
-        loading_bytes: Peak while loading, if that is more than training needs, else 0.
+        loading_bytes: Peak while a base is converted; 0 where it is used as it lies on the disk.
         disk_bytes: Of all checkpoints that are kept at once, one being written, and best/.
     """
 
@@ -74,9 +77,13 @@ class MemoryPlan:
     trainable_parameters: int
 
     @property
+    def training_bytes(self) -> int:
+        """Beside the process."""
+        return self.weights_bytes + self.optimiser_bytes + self.step_bytes
+
+    @property
     def peak_bytes(self) -> int:
-        training = self.process_bytes + self.weights_bytes + self.optimiser_bytes + self.step_bytes
-        return max(training, self.loading_bytes)
+        return max(self.process_bytes + self.training_bytes, self.loading_bytes)
 
     @property
     def arithmetic_line(self) -> str:
@@ -129,19 +136,19 @@ def _step_bytes(config: FineTuningSettings, given: Inputs, dtype: torch.dtype, l
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(shape, dtype=dtype)
         model = network if config.method == "full" else base_model.add_adapter(network, config.lora)
-    gc.collect()
     with FakeTensorMode(), _LiveBytes() as live:
+        fakes: dict[int, torch.nn.Parameter] = {}  # the output layer and the embedding are one
         for module in model.modules():
             for name, tensor in module.named_parameters(recurse=False):
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                module.register_parameter(name, torch.nn.Parameter(fake, requires_grad=tensor.requires_grad))
+                if id(tensor) not in fakes:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    fakes[id(tensor)] = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                module.register_parameter(name, fakes[id(tensor)])
             for name, tensor in module.named_buffers(recurse=False):
                 module.register_buffer(name, torch.empty(tensor.shape, dtype=tensor.dtype), persistent=False)
-        network.tie_weights()
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trainable:
             parameter.grad = torch.empty_like(parameter)
-        gc.collect()
         before = live.peak = live.now
         _calls_on(network, config, given)
         if config.replay is not None:
@@ -181,29 +188,32 @@ def memory(config: FineTuningSettings, given: Inputs, dtype: torch.dtype) -> Mem
     """Predict the peak of a run with its longest calls."""
     shape = given.files.shape
     assert shape is not None
-    shallow, deep = (2, 4) if shape.layers > 4 else (shape.layers, shape.layers)
-    (low, low_trained), (high, high_trained) = (_step_bytes(config, given, dtype, layers) for layers in (shallow, deep))
-    further = (shape.layers - deep) / max(1, deep - shallow)
-    step = int((high + further * (high - low)) * _SLACK)
-    trained = round(high_trained + further * (high_trained - low_trained))
+    high, trained = _step_bytes(config, given, dtype, min(shape.layers, _DEPTH))
+    if shape.layers > _DEPTH:
+        low, fewer = _step_bytes(config, given, dtype, _DEPTH - 1)
+        high += (shape.layers - _DEPTH) * (high - low)
+        trained += (shape.layers - _DEPTH) * (trained - fewer)
+    step = int(high * _SLACK)
     parameters = base_model.parameter_count(shape)
     size = torch.finfo(dtype).bits // 8
     embedding = shape.vocab * shape.hidden
     weights = parameters * size + (0 if config.method == "full" else 4 * trained)
-    loading = 0
+    process = psutil.Process().memory_info().rss
+    read = given.files.weights_bytes or parameters * size  # the file is mapped, and counted while it is read
+    converted = abs(read / (parameters * size) - 1) > 0.2  # from another precision; the rest is the file's header
+    loading = process + read + weights if converted else 0
     if config.method == "qlora":
-        weights = int(embedding * size + (parameters - embedding) * _FOUR_BIT_BYTES + 4 * trained)
-    read = given.files.weights_bytes or parameters * size
-    if config.method == "qlora" or read != parameters * size:
-        loading = _PROCESS_BYTES + weights + read  # the file is mapped, and counted while it is converted
+        quantised = parameters - embedding
+        weights = int(embedding * size + quantised * _FOUR_BIT_BYTES + 4 * trained)
+        loading = process + read + int(quantised * _CONVERTING_BYTES) + 3 * 4 * trained
     model_bytes = 4 * trained
     checkpoint = 3 * model_bytes  # weights and both moments
     return MemoryPlan(
-        process_bytes=_PROCESS_BYTES,
+        process_bytes=process,
         weights_bytes=weights,
         optimiser_bytes=3 * 4 * trained,
         step_bytes=step,
-        loading_bytes=loading if loading > _PROCESS_BYTES + weights + 3 * 4 * trained + step else 0,
+        loading_bytes=loading,
         disk_bytes=(config.keep_checkpoints + 2) * checkpoint + 2 * model_bytes,
         trainable_parameters=trained,
     )
@@ -218,10 +228,9 @@ def check(plan: MemoryPlan, config: FineTuningSettings, device: torch.device, pr
         ResourceInsufficientError: Memory or disk do not suffice.
     """
     if device.type == "cuda":
-        free, needed = torch.cuda.mem_get_info(device)[0], plan.peak_bytes - plan.process_bytes + 600 * _MIB
+        free, needed = torch.cuda.mem_get_info(device)[0], plan.training_bytes + _GPU_CONTEXT_BYTES
     else:
-        free, needed = available_bytes() // processes, plan.peak_bytes
-        needed -= psutil.Process().memory_info().rss  # this process is there already
+        free, needed = available_bytes() // processes, plan.peak_bytes - plan.process_bytes
     if needed > free * _USABLE_SHARE:
         raise ResourceInsufficientError(
             f"this run does not fit: {plan.arithmetic_line}; each process needs {needed / _GIB:.2f} GiB more and "
@@ -232,8 +241,8 @@ def check(plan: MemoryPlan, config: FineTuningSettings, device: torch.device, pr
     room = shutil.disk_usage(folder).free
     if plan.disk_bytes > room:
         raise ResourceInsufficientError(
-            f"checkpoints and best/ take up to {plan.disk_bytes / _GIB:.2f} GiB, {folder} has {room / _GIB:.2f} free: "
-            "make room, or name another run_dir"
+            f"checkpoints and best/ take up to {plan.disk_bytes / _MIB:.0f} MiB, {folder} has {room / _MIB:.0f} free: "
+            "make room, lower keep_checkpoints, or name another run_dir"
         )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 import runconfig
 
-FREE_TO_CHANGE = frozenset({"run_dir", "resume", "keep_checkpoints", "device"})
+FREE_TO_CHANGE = frozenset({"run_dir", "resume", "keep_checkpoints", "device", "threads"})
 """Keys that a resumed run may have otherwise than the one it goes on with: they do not change what is learned."""
 
 
@@ -18,7 +18,7 @@ class Lora(runconfig.RunConfig):
     """Shape of the adapter (Hu et al., 2021, arXiv 2106.09685); the update is scaled by alpha / rank."""
 
     rank: int = Field(default=16, ge=1, le=512)
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
 
 
@@ -88,7 +88,8 @@ class FineTuningSettings(runconfig.RunConfig):
     """auto goes on from the newest undamaged checkpoint in run_dir; never wants an empty run_dir."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the frozen base; auto is bfloat16, and float32 for method full, whose steps vanish in 8 bits."""
+    """Of the base; auto is bfloat16, and float32 for method full, whose steps vanish in 8 bits. A GPU multiplies
+    matrices in bfloat16 in any case."""
     threads: int = Field(default=0, ge=0)
     """Of each process on a CPU; 0 is all that are free to it. The last bit of a sum depends on their number."""
 
