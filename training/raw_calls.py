@@ -234,7 +234,7 @@ def _jsonl(source: Source) -> Iterator[tuple[int, Record | Problem]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 told = f"not JSON at place {error.pos + 1} ({error.msg}), got {_shown(line[error.pos :])}"
                 yield row, Problem(row, "record", told)
