@@ -15,7 +15,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from model_server.person_names import TITLES, names
+from model_server.person_names import TITLES, full_names, names
 from model_server.street_addresses import Span, addresses
 
 NUMBER_KINDS = ("身份证号", "银行卡号", "手机号", "座机号", "车牌号", "邮箱")
@@ -364,9 +364,11 @@ def mask(text: str, kinds: Sequence[str] = KINDS) -> str:
                 changed += 2 if spans is addresses else 1
         if "姓名" in kinds:
             # Who was named once is known from then on.
-            named = [value for kind, value in numbers if kind == "姓名" and len(value) > 1]
-            for value in named[:MOST_NAMES]:
-                text = text.replace(value, token_for("姓名", value))
+            for value in [value for kind, value in numbers if kind == "姓名"][:MOST_NAMES]:
+                if len(value) > 1:
+                    text = text.replace(value, token_for("姓名", value))
+                else:
+                    text = replaced(text, full_names(text, value))
         return text, changed > 1 or (changed == 1 and bool(_RUN.search(text) or _PLATE.search(text)))
 
     # What one recogniser left for the words beside it, a number in most cases, may be found once another has made

@@ -17,7 +17,8 @@ _SURNAMES = frozenset(
     "姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔汤赖"
     "施康欧倪樊兰殷洪翟安颜柳温俞章鲁葛伍申尤毕聂焦柴邢骆岳齐庄涂祁耿牟卜詹关苗凌纪靳盛童甄曲游裴席卫屈鲍"
     "霍翁隋甘景单包柏宁柯阮桂闵丛芦邬敖冉常乔梅庞左邝符舒蒲阎窦管谷文向易车池迟褚邸狄刁封冀姬蓝练娄麦米缪"
-    "穆农区瞿沙佘司谈佟危尉巫奚冼辛胥晏燕阳应雍虞喻郁臧祝卓宗"
+    "穆农区瞿沙佘司谈佟危尉巫奚冼辛胥晏燕阳应雍虞喻郁臧祝卓宗茅滕仇栾厉戎祖蔺屠蒙闻贡扶桑濮牛寿扈浦尚艾古"
+    "简饶鞠荆竺鄢钦晋楚冷匡寇郜阙蔚隆巢诸萧闾"
 )
 _COMPOUND = (
     "欧阳|司马|诸葛|上官|皇甫|令狐|东方|慕容|尉迟|夏侯|公孙"
@@ -34,7 +35,7 @@ _NOT_AFTER = {
     "易": "容交贸简轻不", "范": "规示防", "施": "设措实", "康": "健小", "赖": "依信无", "温": "体气高低",
     "章": "文公规", "关": "机有相没海无开", "单": "简订买账下名工菜签保清", "包": "量红钱面语加书承背餐会员音",
     "文": "语英中外作", "车": "打停上下", "向": "方一意倾动我", "项": "事款各", "管": "主不保监托尽",
-    "司": "公", "童": "儿", "游": "旅", "贺": "祝",
+    "闻": "新听", "古": "复蒙", "简": "精", "艾": "针", "边": "这那", "司": "公", "童": "儿", "游": "旅", "贺": "祝",
 }  # fmt: skip
 _NEVER_TITLED = frozenset("祝应司区管米左封沙谈阳农席麦池车向燕练文温纪危")
 _GIVEN = frozenset(
@@ -44,13 +45,19 @@ _GIVEN = frozenset(
     "雄琛钧冠策腾楠榕风航弘秋珍莉荣爱妹香月媛瑞凡嘉琼勤贞素云莲真环荷琴馨凝瑗叶璧璐娅琦晶妍茜珊莎锦黛青倩"
     "婉娴瑾颖露瑶婵雁蓓纨仪丹蓉眉君薇菁梦岚苑筠柔竹霭影韵融园艺咏卿聪澜纯毓悦昭冰爽琬茗羽希飘育滢馥洁丝兴"
     "萍俊成康辉达安岩中仁贵光昌世奎三四五六七修懿婧彤萱诗琪雯熙皓睿恒阳凯帆淼鑫森焱垚宝玺然可依一萌语桐铭"
-    "骏煜晖昊天宸佑茹菲蕾蕊莹琳璇钰"
+    "骏煜晖昊天宸佑茹菲蕾蕊莹琳璇钰川北南西湖田柏桦杨柳桃杏菊芝芸芬蓝紫朱砚墨书画笔赋舞曲律钢铁铜银锋剑鼓"
+    "岭崇峻崎巍峨岱岳峡渊源溪潮浪洲港湾滨汉淮渭洛沛沐沁泳淑渝湘潇灿炜炳煌熠耀炫焕照熊虎豹凤鹤鹰麒麟骥骁驰"
+    "山水根柱栓锁喜旺财满仓余粮柴囤祖宗传嗣孝悌廉耻温良恭俭智姗妙妮姣娇娥娘媚嫣嫦巧惠慧念恩慈憬懋戈抒擎攀"
+    "敦斐旖旻昂昆昕昱晋晗晟暄曦望朔未本杜枫柯栩桢梧梨楚楷槐樱欢歆毅汐沙浦涯润淳湛溢滔漪澄瀚瀛焘煦牧珂珏珠"
+    "球琨瑛瑜璋璞甜畅皎盈硕祎祺禄禹秉科秦程稳穗笑笛筱箐籽绮绣缘罡翎翠耘聆肖胤舒舟艾芊苇苏茵茸荔荻莘菀菡蒙"
+    "蔓蔚藩虹蝶衡襄觉誉谊谷豫贝贤赫路轶迅近迪逸遥邈郁采金鉴钊钦铎锐锴键镇长隽隆雷霄霆靖韬顶领颂飒骄魁鲁鸿"
+    "黎默齐"
 )
 _NOT_GIVEN = frozenset(
     "我你您他她它的是在想要了啊呢吧吗这那哪不就也都和跟呀嘛么什怎谁没有个两次几块元号电手住身办投反打说话问请给把被让"
     "来去到从退换装宽网信账查看听好对于与及或但因所以今昨前后上下里外先女士师傅老板经理客服们家为何时"
 )
-_ANY_NAMETITLES = {"先生", "女士", "小姐", "太太"}
+_AFTER_FULL_NAMES = {"先生", "女士", "小姐", "太太"}
 _SPELLED = {
     "弓长张": "张", "立早章": "章", "木子李": "李", "耳东陈": "陈", "双木林": "林", "口天吴": "吴",
     "古月胡": "胡", "走肖赵": "赵", "言午许": "许", "草头黄": "黄", "三横王": "王", "三横一竖王": "王",
@@ -65,6 +72,8 @@ _WEAK = (
     "我是|我就是|您是|你是|请问是|是不是|这里是|这边是|我找|联系一下|叫|老公|老婆|爱人|丈夫|妻子|媳妇|儿子|女儿|父亲|母亲|爸爸|妈妈|"
     "朋友|同事"
 )
+_ALSO_OTHER_WORDS = {"本人", "机主", "户主", "联系人", "收件人"}
+"""Cues after which other words than a name are as usual: 本人办理, 户主不同意."""
 _NICK = "叫我老|叫我小|老|小"
 _ASKED = "称呼|贵姓|名字|叫什么|哪位|姓什么"
 _CUES = {
@@ -92,17 +101,21 @@ _AFTER_WEAK = re.compile(
     r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)|吗|本人|吧|对吧|对吗|先生|女士|小姐|啊|呀|呢|哈|我|要投诉|想|要|的(?:电话|手机|号|快递|卡|家|名字|爱人|儿子|女儿|妈妈|爸爸|母亲|父亲|老公|老婆|丈夫|妻子|家属|朋友|同事|哥哥|姐姐|弟弟|妹妹)|打来|他|她|是吗|是吧|没错"
 )
 _AFTER_NICK = re.compile(r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)|吗|吧|啊|呀|就行|就好|说|的")
-_NO_NICKNAME = frozenset("钱万包米龙车区农单文石毛时段席关金白方安常高温练沙游麦童左封向谈易祝应管司余")
+_PAUSE = re.compile(r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)")
+_NO_NICKNAME = frozenset("程钱万包米龙车区农单文石毛时段席关金白方安常高温练沙游麦童左封向谈易祝应管司余")
 _BEFORE_NAME = frozenset("是叫找给跟和问的位请让我你您那为有替帮与被对名称姓了在把到从,。:;!?、 \n::,!?;(")
 _WORDS_LIKE_NAMES = {
-    "万一", "万家", "万家乐", "万达", "严重", "于是", "付款", "付费", "任何", "何必", "何时", "余额", "关于",
-    "农民", "农行", "包年", "包月", "单位", "单独", "向来", "和平", "唐山", "宁夏", "宁波", "安全", "安家",
-    "安庆", "安康", "安徽", "安心", "安装", "安达", "安阳", "宗旨", "封号", "左右", "常州", "常年", "常德",
-    "常用", "平安", "应该", "康佳", "康德", "张家", "成都", "文明", "方便", "方才", "方正", "施工", "时候",
-    "明白", "易信", "武昌", "武汉", "毛病", "江北", "江南", "江山", "江苏", "江西", "江阴", "汤山", "沙发",
-    "海信", "温州", "游戏", "田里", "白云", "白天", "白金", "石子", "石家", "童装", "管家", "米家", "英文",
-    "车主", "车辆", "金华", "金卡", "金山", "金融", "金额", "钱", "雷军家", "顾客", "马上", "马云家", "高中",
-    "高兴", "高安", "高新", "高明", "高清", "麦当", "黄山", "黄金", "龙华", "龙岩", "龙江", "龙泉",
+    "万一", "万家", "万家乐", "万达", "万里", "严重", "于是", "付款", "付费", "任何", "何必", "何时", "余额",
+    "关于", "农民", "农行", "冷水", "包年", "包月", "包邮", "单位", "单独", "单程", "古文", "向来", "和平",
+    "唐山", "夏天", "宁夏", "宁波", "安全", "安家", "安庆", "安康", "安徽", "安心", "安装", "安达", "安阳",
+    "宗旨", "封号", "左右", "左边", "常州", "常年", "常德", "常温", "常用", "常规", "平安", "应该", "康佳",
+    "康德", "张家", "成都", "文件", "文明", "文章", "方便", "方向", "方式", "方才", "方正", "方法", "方面",
+    "施工", "时候", "明天", "明白", "易信", "桑拿", "武昌", "武汉", "毛病", "水果", "水泥", "水电", "江北",
+    "江南", "江山", "江湖", "江苏", "江西", "江阴", "汤山", "沙发", "沙子", "海信", "温州", "温水", "游戏",
+    "牛奶", "田地", "田里", "白云", "白天", "白金", "石头", "石子", "石家", "程度", "童装", "简介", "简历",
+    "管家", "米家", "艾灸", "英文", "路程", "车主", "车牌", "车辆", "车险", "边上", "金华", "金卡", "金属",
+    "金山", "金融", "金钱", "金银", "金额", "钱", "钱财", "雷军家", "顾客", "马上", "马云家", "高中", "高兴",
+    "高安", "高山", "高新", "高明", "高清", "高温", "麦当", "黄山", "黄金", "龙华", "龙岩", "龙江", "龙泉",
 }  # fmt: skip
 
 
@@ -139,7 +152,9 @@ def _full_name(text: str, at: int, *, strict: bool) -> int:
 
 # Characters of given names that as often begin what comes next.
 _NEXT_WORDS = re.compile(
-    "可以|可能|一直|一下|一个|一共|一月|行不|行吗|有没|有人|有个|会员|先生|以前|以后|心情|大概|小区|东西|信号|新办|中国|先把|和我|清楚|天天|成了|安装|发现|生气|发了|时间|家里|家住|家的|海关|明天|才|光纤|立刻|立即|今天|利息"
+    "本人|根本|维修|领导|路由|长期|超过|水费|水电|金额|默认|财务|喜欢|满意|铁路|未必|程序|维权|山东|江苏|浙江|河南|河北|湖南|湖北|"
+    "可以|可能|一直|一下|一个|一共|一月|行不|行吗|有没|有人|有个|会员|先生|以前|以后|心情|大概|小区|东西|信号|新办|中国|先把|和我|清楚|天天|成了|安装|发现|生气|发了|时间"
+    "|家里|家住|家的|海关|明天|才|光纤|立刻|立即|今天|利息"
 )
 
 
@@ -153,7 +168,7 @@ def _before_title(text: str, last: int, at: int, title: str, *, alone: bool = Tr
     Args:
         alone: Whether a surname alone will do.
     """
-    if title in _ANY_NAMETITLES:
+    if title in _AFTER_FULL_NAMES:
         for size in (4, 3, 2):
             start = at - size
             if (
@@ -173,7 +188,18 @@ def _before_title(text: str, last: int, at: int, title: str, *, alone: bool = Tr
     return None if start and text[start - 1] in _NOT_AFTER.get(text[start], "") else start
 
 
+def full_names(text: str, surname: str) -> Iterator[tuple[int, int, str, str]]:
+    """Names that begin with a surname that is known from elsewhere in the call: 我姓钟,钟表的钟,钟秀英."""
+    at = text.find(surname)
+    while at >= 0:
+        size = _full_name(text, at, strict=True)
+        if size and (at == 0 or text[at - 1] in _BEFORE_NAME) and _AFTER_WEAK.match(text, at + size):
+            yield at, at + size, "姓名", text[at : at + size]
+        at = text.find(surname, at + max(1, size))
+
+
 def names(text: str) -> Iterator[tuple[int, int, str, str]]:
+    """Names of people, from left to right, with what makes two of them the same."""
     last = 0
     for cue in _CUE.finditer(text):
         at = cue.end()
@@ -193,11 +219,9 @@ def names(text: str) -> Iterator[tuple[int, int, str, str]]:
             if found is not None:
                 start, end = found, cue.start()
         elif kind == "token":  # 张伟,<手机号1>
-            close = (
-                cue.start()
-                - len(text[max(0, cue.start() - 2) : cue.start()])
-                + len(text[max(0, cue.start() - 2) : cue.start()].rstrip(" ,:"))
-            )
+            close = cue.start()
+            while close > max(last, cue.start() - 2) and text[close - 1] in " ,:":
+                close -= 1
             found = _before_title(text, last, close, "先生", alone=False)
             if found is not None:
                 start, end = found, close
@@ -213,7 +237,9 @@ def names(text: str) -> Iterator[tuple[int, int, str, str]]:
             continue
         elif kind == "nick":
             size = _surname(text, at)
-            if size and (len(cue[0]) > 1 or text[at] not in _NO_NICKNAME) and _AFTER_NICK.match(text, at + size):
+            again = text.find(text[at - 1 : at + size], at + size, at + size + 4) >= 0  # 小程,小程序: a stutter
+            known = len(cue[0]) > 1 or (text[at : at + 1] not in _NO_NICKNAME and not again)
+            if size and known and _AFTER_NICK.match(text, at + size):
                 end = at + size
         else:
             link = _LINK.match(text, at)
@@ -221,8 +247,9 @@ def names(text: str) -> Iterator[tuple[int, int, str, str]]:
             if foreign := _FOREIGN.match(text, start):
                 end = foreign.end()
             else:
-                careful = kind == "weak" or cue[0] in {"本人", "机主", "户主", "联系人", "收件人"}
-                size = _full_name(text, start, strict=careful)
+                size = _full_name(text, start, strict=kind == "weak")
+                if cue[0] in _ALSO_OTHER_WORDS and not _PAUSE.match(text, start + size):
+                    size = _full_name(text, start, strict=True)
                 end = start + size
                 if kind in {"weak", "asked"} and size and not _AFTER_WEAK.match(text, end):
                     end = start
