@@ -55,9 +55,10 @@ _NO_PERSON = re.compile(
 _LATIN_BEFORE = re.compile(r"(?<![A-Za-z])(?!(?i:tel|phone|mobile|cell|call|no|id|card)\b)[A-Za-z]{1,6}-?$")
 _MONEY_AFTER = re.compile(rf"\s?(?:元|块|万(?!.{{0,2}}(?:{TITLES}))|人民币|RMB|%|兆|[GMK]B?(?![A-Za-z])|公里|米)")
 _LOCAL_BEFORE = re.compile(
-    r"(?:座机|固话|固定电话|宅电|(?:家庭|家里|办公|单位|公司|办公室)(?:的)?电话)(?:号码?)?[是为::, ]{0,3}$"
+    r"(?:座机|固话|固定电话|宅电|(?:家庭|家里|办公|单位|公司|办公室)?(?:的)?电话)(?:号码?)?[是为::, ]{0,3}$"
 )
 _ID_BEFORE = re.compile(r"(?:身份证|证件)(?:号码?|的号)?[是为::, ]{0,3}$")
+_DATE = re.compile("20[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")
 _EXTENSION = re.compile(r"[ ,]?(?:-|转|分机号?|转分机)[:: ]?[0-9]{2,6}(?![0-9])")
 
 
@@ -204,7 +205,13 @@ def _by_context(text: str, pieces: list[Piece], at: int) -> tuple[int, int, str,
         joined += pieces[place][0]
         if old_id and _is_old_id(joined):
             return place - at + 1, pieces[place][2], "身份证号", joined
-        if local and len(joined) in {7, 8} and joined[0] in "2345678" and joined.isdigit():
+        if (
+            local
+            and len(joined) in {7, 8}
+            and joined[0] in "2345678"
+            and joined.isdigit()
+            and not _DATE.fullmatch(joined)
+        ):
             following = pieces[place + 1] if place + 1 < len(pieces) else None
             if len(joined) == 7 and following and len(following[0]) == 1 and following[1] == pieces[place][2]:
                 continue
@@ -265,18 +272,18 @@ _PLATE = re.compile(
     ")(?![A-Za-z0-9])"
 )
 
-_AT = re.compile("@|＠|艾特|爱特|小老鼠|圈a|圈A|at|At|AT")
+_AT = re.compile(r"@|＠|艾特|爱特|小老鼠|圈a|圈A|\(at\)|\[at\]|at|At|AT")
 _WITHIN_A_WORD = re.compile("[A-Za-z]")
 _MAIL_SIGN = rf"(?:[A-Za-z0-9._%+-]|下划线|横杠|中划线|减号|杠|点|[{_WORDS}])"
 _MAIL_BEFORE = re.compile(rf"(?:(?<![A-Za-z0-9]){_MAIL_SIGN}(?: {_MAIL_SIGN}(?![A-Za-z0-9]))+|{_MAIL_SIGN}{{1,64}}) ?$")
-_DOT = r" ?(?:\.|．|点|dot|DOT|丶) ?"
+_DOT = r" ?(?:\.|．|。|点|[\[(]?(?:dot|DOT)[\])]?|丶) ?"
 _HOST = (
     rf"(?:[A-Za-z0-9-]|[{_WORDS}]|扣扣|球球)(?:(?: (?=[A-Za-z0-9](?![A-Za-z0-9])))?(?:[A-Za-z0-9-]|[{_WORDS}])){{0,30}}"
 )
 _ENDINGS = "com|cn|net|org|edu|gov|co|cc|hk|tw|io|me|vip|top|xyz|info|biz"
 _MAIL_AFTER = re.compile(
     rf" ?(?:{_HOST}{_DOT}){{1,4}}"
-    rf"(?:(?i:{_ENDINGS})(?![A-Za-z0-9])|c ?o ?m(?![A-Za-z0-9])|c ?n(?![A-Za-z0-9])|康姆?|[A-Za-z]{{2,24}})"
+    rf"(?:(?i:{_ENDINGS})(?![A-Za-z0-9])|c ?o ?m(?![A-Za-z0-9])|c ?n(?![A-Za-z0-9])|康[姆母]?|[A-Za-z]{{2,24}})"
 )
 _MAIL_WORDS = {
     "扣扣": "qq",

@@ -70,7 +70,7 @@ _STRONG = (
 )
 _WEAK = (
     "我是|我就是|您是|你是|请问是|是不是|这里是|这边是|我找|联系一下|叫|老公|老婆|爱人|丈夫|妻子|媳妇|儿子|女儿|父亲|母亲|爸爸|妈妈|"
-    "朋友|同事"
+    "我爸|我妈|朋友|同事|我系|业务员|专员|快递员|店长|销售|主管"
 )
 _ALSO_OTHER_WORDS = {"本人", "机主", "户主", "联系人", "收件人"}
 """Cues after which other words than a name are as usual: 本人办理, 户主不同意."""
@@ -92,13 +92,15 @@ _CUES = {
 }
 _CUE = re.compile("|".join(sorted(_CUES, key=len, reverse=True)))
 _ANSWERED = re.compile(r"[^\n]{0,12}\n客户:")
+_ANSWERED_AT_ONCE = re.compile(r"[^\n]{0,4}\n客户:")
 _NO_TITLE = re.compile("总[是算共部公体之数额计台裁店得会]")
-_LINK = re.compile("(?:[::, ]|是|叫|为|的名字|姓名|名字|就是|嗯|呃){0,3}")
+_LINK = re.compile("(?:[::, ]|是|叫|做|为|的名字|姓名|名字|就是|嗯|呃){0,3}")
+_GIVEN_NAMED = re.compile(f"[, ]?(?:单?名|名叫|叫)(?:一个)?(?P<given>[{''.join(sorted(_GIVEN))}]{{1,2}})")
 _FOREIGN = re.compile("[一-龥]{2,6}[·•・][一-龥]{2,8}")
 _COMPOUND_AT = re.compile(_COMPOUND)
 _TITLE_AT = re.compile(TITLES)
 _AFTER_WEAK = re.compile(
-    r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)|吗|本人|吧|对吧|对吗|先生|女士|小姐|啊|呀|呢|哈|我|要投诉|想|要|的(?:电话|手机|号|快递|卡|家|名字|爱人|儿子|女儿|妈妈|爸爸|母亲|父亲|老公|老婆|丈夫|妻子|家属|朋友|同事|哥哥|姐姐|弟弟|妹妹)|打来|他|她|是吗|是吧|没错"
+    r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)|吗|本人|吧|对吧|对吗|先生|女士|小姐|啊|呀|呢|哈|我|说|给我|跟我|告诉|答应|要投诉|想|要|的(?:电话|手机|号|快递|卡|家|名字|爱人|儿子|女儿|妈妈|爸爸|母亲|父亲|老公|老婆|丈夫|妻子|家属|朋友|同事|哥哥|姐姐|弟弟|妹妹)|打来|他|她|是吗|是吧|没错"
 )
 _AFTER_NICK = re.compile(r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)|吗|吧|啊|呀|就行|就好|说|的")
 _PAUSE = re.compile(r"$|[\s,。!?、;:,!?;)(]|<(?!姓名)")
@@ -206,6 +208,8 @@ def names(text: str) -> Iterator[tuple[int, int, str, str]]:
         kind = _CUES[cue[0]]
         if cue[0] == "贵姓" and _surname(text, at):
             kind = "surname"
+        if kind == "strong" and _ANSWERED_AT_ONCE.match(text, at):  # 请问机主姓名 / 客户:陈志强
+            kind = "asked"
         if kind == "asked":
             answered = _ANSWERED.match(text, at)
             if answered is None:
@@ -231,6 +235,10 @@ def names(text: str) -> Iterator[tuple[int, int, str, str]]:
             link = _LINK.match(text, at)
             start = link.end() if link else at
             end = start + _surname(text, start)
+            if end > start >= last and (named := _GIVEN_NAMED.match(text, end)):
+                yield start, end, "姓名", text[start:end]
+                start, end = named.span("given")
+                last = start
         elif kind == "spelled":
             yield cue.start(), cue.end(), "姓名", _SPELLED[cue[0]]
             last = cue.end()
@@ -255,7 +263,7 @@ def names(text: str) -> Iterator[tuple[int, int, str, str]]:
                     end = start
                 if kind == "weak" and text[start : start + 1] in "老小" and _surname(text, start + 1):
                     start, end = start + 1, start + 2
-                    if not _AFTER_WEAK.match(text, end):
+                    if text[start] in _NO_NICKNAME or not _AFTER_WEAK.match(text, end):
                         end = start
                 if kind == "asked" and not size and _surname(text, start) and _AFTER_WEAK.match(text, start + 1):
                     end = start + 1

@@ -17,8 +17,8 @@ _NO_PLACE = (
     "(?!线|码|机|卡|店|文|套餐|技师|柜|窗|工|员|晚|早|上午|下午|中午|那天|当天"
     "|开始|之前|以前|就|才|来|去|扣|到|没|停|断|坏|打|还)"
 )
-_UNIT = f"(?:号楼|号院|号{_NO_PLACE}|支?弄|栋|幢|座(?!机)|单元|室|楼|层|组|队|门|#|号)"
-_FIRST_UNIT = f"(?:号楼|号院|号{_NO_PLACE}|支?弄|栋|幢|座(?!机)|单元|室|组|队|#|期)"
+_UNIT = f"(?:号?宿舍楼|号厂房|号楼|号院|号{_NO_PLACE}|支?弄|栋|幢|座(?!机)|单元|室|楼|层|组|队|门|#|号)"
+_FIRST_UNIT = f"(?:号?宿舍楼|号厂房|号楼|号院|号{_NO_PLACE}|支?弄|栋|幢|座(?!机)|单元|室|组|队|#|期)"
 _DETAIL = (
     rf"(?:{_NUMERAL} ?{_FIRST_UNIT}|[0-9]{{1,4}}-[0-9]{{1,3}}-[0-9]{{1,5}}|[0-9]{{1,4}}-[0-9]{{3,5}})"
     rf"(?:[ ,]?(?:附|内|第)?{_NUMERAL} ?{_UNIT}|-[0-9]{{1,5}}){{0,6}}"
@@ -29,8 +29,13 @@ _DETAIL = (
 _SUFFIX = "路街道巷弄村庄屯寨区园苑城厦寓坊府湾庭阁轩居院墅邸郡堡洲场心馆里同桥"
 _WITH_DETAIL = re.compile(rf"[{_SUFFIX}](?:[东南西北中一二三四五六七八九十]段|辅路)? ?{_DETAIL}")
 _BUILDING = re.compile(
-    rf"{_NUMERAL} ?(?:号楼|栋|幢|座)(?: ?{_NUMERAL} ?单元)? ?"
-    r"(?:[0-9]{3,4}|[零〇一二三四五六七八九两幺]{3,4})(?![0-9年])室?"
+    rf"{_NUMERAL} ?(?:号?宿舍楼|号楼|栋|幢|座)(?: ?{_NUMERAL} ?单元)? ?"
+    r"(?:(?<=[单元栋幢座楼]) ?(?P<room>[A-Za-z]?[0-9]{3,4}|[零〇一二三四五六七八九两幺]{3,4})(?![0-9年])室?|(?<=单元))"
+)
+_LIVES = re.compile(
+    "(?:住在|家住|我住|家在|地址是|地址在|地址:|寄到|送到|送货到)[ :]?"
+    "(?P<place>[一-龥]{2,7}?(?:省|市|区|县|镇|乡)[一-龥]{1,9}?"
+    "(?:路|街|大道|小区|花园|村|苑|公寓|大厦|家园|新城|山庄|社区|胡同|[园里庄城湾](?![一-龥]))(?!口|[上里]))"
 )
 _REGIONS = re.compile(
     "市[一-龥]{1,6}?(?:区|县|旗|市)"
@@ -43,6 +48,7 @@ _NOT_STREETS = re.compile(
     "(?:相|不|合|共|陪|连|如|伙|胡不)同$|(?:中|核|放|小|担|热|爱|关|省|耐|分|用|真|安|细|贴)心$|"
     "(?:现|当|立|到|登|入|出|退|专|全|机|操|剧|考|市)场$|(?:医|法|学|电影|剧|住|出)院$|(?:政|官)府$|(?:邻|定|移|旧|新)居$"
 )
+_NO_NAMES = {"小区", "我们小区", "这小区", "村里", "院里", "里面", "前面", "后面", "对面", "旁边", "隔壁"}
 _PROVINCES = (
     "北京|上海|天津|重庆|广东|广西|浙江|江苏|江西|四川|湖北|湖南|河北|河南|陕西|山西|山东|辽宁|吉林|黑龙江|安徽|福建|"
     "海南|贵州|云南|甘肃|青海|宁夏|新疆|西藏|内蒙古|香港|澳门|台湾|深圳|广州|杭州|南京|苏州|成都|武汉|西安|沈阳|大连|"
@@ -68,14 +74,21 @@ def addresses(text: str) -> Iterator[Span]:
         if name and not _NOT_STREETS.search(head[-5:]):
             last = detail.end()
             found.append((detail.start() + 1 - len(name), last))
-    if any(sign in text for sign in ("栋", "幢", "号楼", "座")):
+    if any(sign in text for sign in ("栋", "幢", "号楼", "座", "宿舍楼")):
         for building in _BUILDING.finditer(text):
             start = building.start()
-            name = _name_of_place(text[max(0, start - 32) : start])
-            if name and len(name) <= 8:
-                start -= len(name)
+            name = _name_of_place(text[max(0, start - 32) : start], least=2) or ""
+            if len(name) > 8 or name in _NO_NAMES:
+                name = ""
+            if not name and not building["room"]:  # 3号楼2单元停电了: nobody's in particular
+                continue
+            start -= len(name)
             if all(building.end() <= a or start >= b for a, b in found):
                 found.append((start, building.end()))
+    for place in _LIVES.finditer(text):
+        start, end = place.span("place")
+        if all(end <= a or start >= b for a, b in found):
+            found.append((start, end))
     if "市" in text:
         for region in _REGIONS.finditer(text):
             head = text[max(0, region.start() - 20) : region.end()]
@@ -86,7 +99,7 @@ def addresses(text: str) -> Iterator[Span]:
         yield start, end, "地址", re.sub("[ ,]", "", text[start:end])
 
 
-def _name_of_place(head: str) -> str | None:
+def _name_of_place(head: str, least: int = 3) -> str | None:
     """The end of ``head`` that names a place, whose last character is a word such as 路 or 苑; None without a name."""
     run = _RUN_BEFORE.search(head)
     name = head[run.start() :] if run else ""
@@ -101,4 +114,4 @@ def _name_of_place(head: str) -> str | None:
         if not _KEEPS.match(name):
             name = _LEADING.sub("", name)
     name = name.strip()
-    return name if len(name) >= 3 or (len(name) == 2 and name[-1] in "路街巷村弄庄屯苑") else None
+    return name if len(name) >= least or (len(name) == 2 and name[-1] in "路街巷村弄庄屯苑") else None
