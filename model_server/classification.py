@@ -311,7 +311,7 @@ def _simplifier() -> Callable[[str], str]:
 
 # Single sounds only: 额 is also in 金额, and 那个, 就是, 然后 carry meaning.
 _FILLERS = re.compile("[嗯呃唔噢哦啊诶欸]+[,、 。]?")
-_EMPTY_TURN = re.compile(r"^客[户服]:[,、。 ]*\n?|\n客[户服]:[,、。 ]*$", re.MULTILINE)
+_EMPTY_TURN = re.compile("客[户服]:[,、。 ]*")
 
 
 def without_fillers(text: str) -> str:
@@ -326,36 +326,27 @@ _CARDINAL = re.compile(
     "(?=块|元|毛|角|天|个月|年|次|兆|小时|分钟|月|号|点|条|[GMK])"
 )
 _READ = str.maketrans("零〇幺一二三四五六七八九两", "0011234567892")
-_TIMES = {"十": 10, "百": 100, "千": 1000}
+_BELOW_10_000 = re.compile(
+    "零?(?:([一二两三四五六七八九])千)?零?(?:([一二两三四五六七八九])百)?零?(?:([一二两三四五六七八九]?)十)?零?([一二三四五六七八九两])?"
+)
 
 
 def _cardinal(words: str) -> int | None:
-    """The number that 一千零五十 says; None where the words are no whole number, as 三四十 and 二五."""
-    total = section = 0
-    digit: int | None = None
-    last = 10_000
-    for place, word in enumerate(words):
-        if word == "万":
-            if total or (section == 0 and digit is None):
-                return None
-            total, section, digit, last = (section + (digit or 0)) * 10_000, 0, None, 10_000
-        elif word in _TIMES:
-            times = _TIMES[word]
-            if times >= last or (digit is None and (times != 10 or section or total)):
-                return None
-            section, digit, last = section + (1 if digit is None else digit) * times, None, times
-        elif word == "零":
-            if digit is not None or place == 0:
-                return None
-            last = min(last, 100) if last > 10 else last
-        else:
-            if digit is not None:
-                return None
-            digit = int(word.translate(_READ))
-    # 一百二 is 120 to some and no number to write down to others: left as it was said.
-    if digit is not None and last > 10 and last < 10_000 and "零" not in words[-2:]:
-        return None
-    return total + section + (digit or 0)
+    """The number that 一千零五十 says; None where the words are no whole number, as 三四十 and 二五.
+
+    一百二 is 120 to some and no number to write down to others: it is none here.
+    """
+    total = 0
+    for place, part in enumerate(words.split("万")):
+        found = _BELOW_10_000.fullmatch(part)
+        if found is None or place > 1 or (place == 0 and part[:1] in {"", "零"}):
+            return None
+        thousands, hundreds, tens, ones = found.groups()
+        if ones and (part[-2:-1] in {"百", "千"} or (place and part == ones)):
+            return None
+        digits = (thousands or "零") + (hundreds or "零") + ("零" if tens is None else tens or "一") + (ones or "零")
+        total = total * 10_000 + int(digits.translate(_READ))
+    return total
 
 
 def with_figures(text: str) -> str:
@@ -400,7 +391,7 @@ def prepare_call(text: str, settings: ClassificationSettings, count: Callable[[s
         text = _simplifier()(text)
     text = clean_call(text)
     if wanted.drop_fillers:
-        text = without_fillers(text)
+        text = clean_call(without_fillers(text))
     if wanted.merge_turns:
         text = merged_turns(text)
     if settings.mask_personal_data:
