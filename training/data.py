@@ -155,6 +155,7 @@ def clean_metadata(metadata: dict[str, Any], seed: int) -> dict[str, Any]:
 
     def clean(name: str, value: Any) -> Any:
         if isinstance(value, str):
+            value = value.encode(errors="replace").decode()  # half a character cannot be written
             masked = mask(value)
             return value if masked == value else pseudonym(value, seed) if name.endswith("id") else masked
         if isinstance(value, dict):

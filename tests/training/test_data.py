@@ -125,6 +125,16 @@ def test_personal_data_is_masked_in_text_and_metadata_and_ids(tmp_path):
     assert masked.conversation_id.startswith("id-")
 
 
+def test_half_a_character_in_the_metadata_is_replaced(tmp_path):
+    calls = many()
+    path = write(tmp_path, calls)
+    path.write_text(path.read_text().replace('"k', '"\\ud83dk', 3))
+    raw = {"sources": [{"path": str(path)}], "out": str(tmp_path / "out")}
+    data.prepare(runconfig.validate(data.DataSettings, raw, "the test"))
+    customers = [one.metadata["customer_id"] for part in parts_of(tmp_path / "out").values() for one in part]
+    assert sum(customer.startswith("?k") for customer in customers) == 3
+
+
 # --- no leak
 
 

@@ -78,6 +78,16 @@ def test_a_site_s_own_names_are_mapped(tmp_path):
     assert (call.customer, call.confidence, call.metadata["渠道"]) == ("5", 0.75, "热线")
 
 
+def test_metadata_as_json_text_is_reached_into_under_its_own_name(tmp_path):
+    record = {**CALL, "complaint_category": 7, "信息": '{"客户": "k9", "template_id": 3}'}
+    reading = Reading(
+        fields=Fields(metadata="信息", customer="信息.客户", template="信息.template_id"), categories={"7": "退款退换"}
+    )
+    (call,), problems = read(jsonl(tmp_path, record), reading)
+    assert problems == []
+    assert (call.customer, call.template, call.category) == ("k9", "3", "退款退换")
+
+
 def test_letters_and_names_of_categories_need_no_mapping(tmp_path):
     calls, problems = read(jsonl(tmp_path, CALL | {"complaint_category": "D"}))
     assert problems == []
@@ -113,6 +123,10 @@ def test_letters_and_names_of_categories_need_no_mapping(tmp_path):
         ({**CALL, "turns": [{"speaker": "客户", "text": "x", "start_s": -1}]}, "turns[0].start_s: got '-1'"),
         ({**CALL, "turns": [{"speaker": "客户", "text": ""}]}, "turns: got turns without any text"),
         ({**CALL, "metadata": 3}, "line 2, metadata: got '3', allowed is an object"),
+        (
+            '{"conversation_id": "c\\ud800", "input_text": "x", "complaint_category": "A"}',
+            "line 2, conversation_id: got 'c?'",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_line_field_and_what_is_allowed(tmp_path, record, told):
