@@ -38,11 +38,14 @@ _FIGURE = "[0-9０-９]"
 _DIGIT = rf"(?:[两三四五六]个)?[0-9０-９{_WORDS}]"
 _X = "[Xx](?![A-Za-z])|叉|[艾埃]克斯"
 # What callers put between groups of digits: a pause, a filler, and the agent's "yes" while writing down.
-_SAID_BETWEEN = "嗯|呃|额|啊|哦|噢|那个|然后|后面|接着|之后|再来|再|是|对|杠|横线|空格|号码|电话"
+_SAID_BETWEEN = (
+    "嗯|呃|额|啊|哦|噢|那个|然后|后面|接着|接下来|接下去|之后|最后|中间|前面|下面|再来|再|是|对|杠|横线|空格|号码|电话"
+)
 _GAP = (
     rf"(?:[ \t.,,、。·•\-–—_~/()()．＋]|{_SAID_BETWEEN}|转(?={_FIGURE})|"
-    r"\n(?:客户|客服):(?:嗯+|好的?|对的?|是的?|哦|啊|您说|请说|继续|请继续|请讲|然后呢|还有呢|记下了|收到)?"
-    rf"(?=[\n0-9 ,{_WORDS}是然后嗯]))"
+    r"\n(?:客户|客服):(?:(?:嗯+|好的?|对的?|是的?|哦|啊|您说|您讲|请说|请讲|您继续|请继续|继续|然后呢|还有呢|后面呢|记下了|收到|"
+    r"没错|明白)[, 。]?){0,3}"
+    rf"(?=[\n0-9 ,{_WORDS}Xx叉艾埃是然后嗯]))"
 )
 # Patterns begin with a set or with plain words, which lets the regular expression engine skip what cannot begin one.
 _RUN = re.compile(rf"[0-9０-９{_WORDS}](?:{_GAP}{{0,5}}+(?:{_DIGIT}|{_X})){{6,}}+")
@@ -152,7 +155,7 @@ def _pieces(text: str, start: int, end: int) -> list[Piece]:
             said = said.replace("艾克斯", "X").replace("埃克斯", "X")
         digits = said.translate(_TO_DIGITS)
         # The agent repeats a group while writing down: 138, 好的138, 1234. Whole numbers stay as they are.
-        if found and digits == found[-1][0] and len(digits) < 7 and "\n" in text[found[-1][2] : piece.start()]:
+        if found and digits == found[-1][0] and len(digits) < 7 and text.count("\n", found[-1][2], piece.start()) == 1:
             found[-1] = (digits, found[-1][1], piece.end())
         else:
             found.append((digits, piece.start(), piece.end()))
