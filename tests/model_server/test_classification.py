@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
@@ -223,6 +224,14 @@ def test_a_file_from_before_names_and_preparation_means_what_it_meant(settings, 
     call = "客户:嗯 我叫王小明 住建国路八十八号 電話13812345678 一百块"
     assert c.prepare_call(call, old, lambda text: 0) == "客户:嗯 我叫王小明 住建国路八十八号 電話<手机号1> 一百块"
     assert c.prepare_call(call, settings, lambda text: 0) == "客户:嗯 我叫<姓名1> 住<地址1> 電話<手机号1> 一百块"
+
+
+def test_a_server_without_the_converter_says_what_is_missing(settings, tmp_path, monkeypatch):
+    c._simplifier.cache_clear()
+    monkeypatch.setitem(sys.modules, "opencc", None)
+    c.write_settings(settings.model_copy(update={"preparation": c.CallPreparation(simplified=True)}), tmp_path)
+    with pytest.raises(ModelLoadError, match="install opencc"):
+        c.load_settings(tmp_path)
 
 
 def test_settings_of_the_preparation_travel_with_the_model(settings, tmp_path):

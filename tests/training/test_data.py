@@ -359,6 +359,18 @@ def test_the_command_prints_the_report_and_one_json_line(tmp_path, capsys):
     assert sum(json.loads(printed[-1])["calls"].values()) == 240
 
 
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path):
+    """The limit of the size of a file stands for the disk: both end a write with an error of the system."""
+    path = write(tmp_path, many())
+    (tmp_path / "data.yml").write_text(f"sources: [{{path: {path}}}]\nout: {tmp_path / 'out'}\n")
+    command = f"ulimit -f 16; exec {sys.executable} -m training.data {tmp_path / 'data.yml'}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 4
+    assert "nothing was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calls.jsonl", "data.yml"]
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "training/configs").glob("data_*.yml")))
 def test_every_committed_config_can_be_read(name):
     assert runconfig.load(data.DataSettings, ROOT / "training/configs" / name).sources
