@@ -57,6 +57,10 @@ class Source(runconfig.RunConfig):
             )
         return kind
 
+    @property
+    def row_word(self) -> str:
+        return "row" if self.kind == "parquet" else "line"
+
 
 class Fields(runconfig.RunConfig):
     """What a site calls its fields. A dot reaches into an object: ``metadata.customer_id``."""
@@ -122,8 +126,7 @@ class Problem:
     told: str
 
     def text(self, source: Source) -> str:
-        word = "row" if source.kind == "parquet" else "line"
-        return f"{source.path}, {word} {self.row}, {self.where}: {self.told}"
+        return f"{source.path}, {source.row_word} {self.row}, {self.where}: {self.told}"
 
 
 @dataclass(slots=True)

@@ -233,8 +233,8 @@ def test_conflicting_labels_are_refused_with_their_places_or_dropped(tmp_path, s
     clash |= {"conversation_id": "another"} if same == "text" else {"input_text": "客户:完全不同的一通电话"}
     with pytest.raises(DataError) as raised:
         data.prepare(config_for(tmp_path, [*calls, clash]))
-    assert f"calls.jsonl 5 ({calls[4]['complaint_category']}) and" in str(raised.value)
-    assert f"calls.jsonl 241 ({other})" in str(raised.value)
+    assert f"calls.jsonl, line 5 ({calls[4]['complaint_category']}) and" in str(raised.value)
+    assert f"calls.jsonl, line 241 ({other})" in str(raised.value)
     assert not (tmp_path / "out").exists()
     report = data.prepare(config_for(tmp_path, [*calls, clash], conflicts="drop"))
     assert report["dropped"]["conflicting"] == 2
