@@ -38,8 +38,8 @@ from pydantic import Field, field_validator, model_validator
 import runconfig
 from model_server.classification import CATEGORIES, clean_call
 from model_server.masking import mask
-from training.near_duplicates import BANDS, ROWS, Components, band_hashes, join_near_duplicates
-from training.prepared import MANIFEST, SCHEMA, sha256
+from training.near_duplicates import BANDS, GRAM, ROWS, Components, band_hashes, join_near_duplicates
+from training.prepared import SCHEMA, sha256, to_disk, write_manifest
 from training.raw_calls import DataError, Problem, Problems, RawCall, Reading, Source, read_calls, read_problems
 from training.splits import assign_parts, balance, stable_hash
 
@@ -463,29 +463,19 @@ def write_folder(config: DataSettings, folder: Path, report: dict[str, Any]) -> 
     """Report and manifest into ``folder``, everything to the disk, then the name ``out``."""
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    manifest = {
-        "kind": "prepared calls",
-        "files": {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
-        },
+    about = {
         "calls": {part: sum(of.values()) for part, of in report["class_balance"].items()},
         "class_balance": report["class_balance"],
         "sources": [{"path": str(one.path), "sha256": sha256(one.path)} for one in config.sources],
         "seed": config.seed,
         "settings": config.model_dump(mode="json", exclude={"out", "replace"}),
-        "near_duplicates": {"gram": 5, "bands": BANDS, "rows": ROWS},
+        "near_duplicates": {"gram": GRAM, "bands": BANDS, "rows": ROWS},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "pyarrow", "rensa")},
         },
     }
-    for path in folder.iterdir():
-        _to_disk(path)
-    unfinished = folder / f"{MANIFEST}.unfinished"
-    unfinished.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    _to_disk(unfinished)
-    unfinished.rename(folder / MANIFEST)
-    _to_disk(folder)
+    write_manifest(folder, about)
     if config.out.exists():
         old = config.out.parent / f".{config.out.name}.{os.getpid()}.old"
         config.out.rename(old)
@@ -493,15 +483,7 @@ def write_folder(config: DataSettings, folder: Path, report: dict[str, Any]) -> 
         shutil.rmtree(old)
     else:
         folder.rename(config.out)
-    _to_disk(config.out.parent)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    to_disk(config.out.parent)
 
 
 def markdown(report: dict[str, Any]) -> str:

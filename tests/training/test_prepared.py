@@ -8,6 +8,7 @@ import pytest
 import runconfig
 from model_server.classification import LABELS
 from training import data, prepared
+from training.calls import CallSettings, make_splits
 from training.raw_calls import DataError
 
 
@@ -37,6 +38,13 @@ def test_a_part_is_read_as_training_data(folder):
     assert {call.complaint_category for call in calls} <= set(LABELS.values())
     assert calls[0].confidence_score == 0.5
     assert calls[0].metadata["nested"] == {"a": [1, None]}
+
+
+def test_calls_that_were_generated_can_be_written_and_read_back(tmp_path):
+    parts = make_splits(CallSettings(), {"train": 20, "test": 5})
+    prepared.write(tmp_path / "out", parts)
+    assert {part: prepared.load(tmp_path / "out", part) for part in parts} == parts
+    assert prepared.read_manifest(tmp_path / "out")["calls"] == {"train": 20, "test": 5}
 
 
 def test_one_changed_byte_is_noticed(folder):
