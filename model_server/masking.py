@@ -55,7 +55,8 @@ _COUNTED = frozenset("次个天块元年月号点分秒遍通位条回直")
 _NO_PERSON = re.compile(
     "(?:单号|订单|流水|编号|运单|工单|合同|序列|条码|发票|快递|批次|型号|串码|IMEI|imei|SN)[^\n,。;]{0,6}$"
 )
-_LATIN_BEFORE = re.compile(r"(?<![A-Za-z])(?!(?i:tel|phone|mobile|cell|call|no|id|card)\b)[A-Za-z]{1,6}-?$")
+# SF, YT, JD and their like: numbers of parcels and parts. What is said before a phone is none of them.
+_LATIN_BEFORE = re.compile(r"(?<![A-Za-z])(?!(?:TEL|PHONE|MOBILE|CELL|NO|ID|QQ|WX|VX)-?$)[A-Z]{1,6}-?$")
 _MONEY_AFTER = re.compile(rf"\s?(?:元|块|万(?!.{{0,2}}(?:{TITLES}))|人民币|RMB|%|兆|[GMK]B?(?![A-Za-z])|公里|米)")
 _LOCAL_BEFORE = re.compile(
     r"(?:座机|固话|固定电话|宅电|(?:家庭|家里|办公|单位|公司|办公室)?(?:的)?电话)(?:号码?)?[是为::, ]{0,3}$"

@@ -96,7 +96,7 @@ _ANSWERED_AT_ONCE = re.compile(r"[^\n]{0,4}\n客户:")
 _NO_TITLE = re.compile("总[是算共部公体之数额计台裁店得会]")
 _LINK = re.compile("(?:[::, ]|是|叫|做|为|的名字|姓名|名字|就是|嗯|呃){0,3}")
 _GIVEN_NAMED = re.compile(f"[, ]?(?:单?名|名叫|叫)(?:一个)?(?P<given>[{''.join(sorted(_GIVEN))}]{{1,2}})")
-_FOREIGN = re.compile("[一-龥]{2,6}[·•・][一-龥]{2,8}")
+_FOREIGN = re.compile("[一-龥]{2,6}[·•・][一-龥]{2,7}?(?=$|[^一-龥]|[我的要想吗吧呢啊是在]|本人|先生|女士|电话|手机)")
 _COMPOUND_AT = re.compile(_COMPOUND)
 _TITLE_AT = re.compile(TITLES)
 _AFTER_WEAK = re.compile(
