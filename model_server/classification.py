@@ -7,6 +7,7 @@ with it in ``classification.json``. Nothing here needs torch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import runconfig
 from model_server import masking
@@ -79,6 +80,21 @@ def prompt_sha256(prefix: str, suffix: str) -> str:
     return hashlib.sha256(f"{prefix}\0{suffix}".encode()).hexdigest()
 
 
+class CallPreparation(runconfig.RunConfig):
+    """What is made of a call before a model reads it. The defaults leave it as it was said."""
+
+    simplified: bool = False
+    """Traditional characters become simplified ones."""
+    drop_fillers: bool = False
+    """嗯, 呃, 啊 and the like go. 那个 and 这个 stay: they may be what tells which matter is meant."""
+    figures: bool = False
+    """Numbers in words become figures: 一百二十八块 is 128块, 幺零零八六 is 10086."""
+    merge_turns: bool = False
+    """Lines of one speaker that follow each other become one turn."""
+    head_share: float = Field(default=0.5, ge=0.1, le=0.9)
+    """Share of a call's start in what is left of a call that is too long; the rest is its end."""
+
+
 class ClassificationSettings(runconfig.RunConfig):
     """``classification.json``: how this model must be asked and how its answer is read."""
 
@@ -100,6 +116,17 @@ class ClassificationSettings(runconfig.RunConfig):
     """A longer call keeps its head and its tail."""
     mask_personal_data: bool = True
     """Whether the model was trained on masked calls."""
+    mask_kinds: tuple[str, ...] = masking.NUMBER_KINDS
+    """What was masked in training. The default is what files say that do not name it: they are older than names and
+    addresses."""
+    preparation: CallPreparation = CallPreparation()
+
+    @field_validator("mask_kinds")
+    @classmethod
+    def _are_kinds(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [kind for kind in kinds if kind not in masking.KINDS]:
+            raise ValueError(f"got {', '.join(unknown)}, allowed are {', '.join(masking.KINDS)}")
+        return kinds
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> ClassificationSettings:
@@ -126,6 +153,8 @@ def settings_for(
     review_threshold: float,
     max_call_tokens: int,
     instruction: str = INSTRUCTION,
+    mask_kinds: Sequence[str] = masking.KINDS,
+    preparation: CallPreparation | None = None,
 ) -> ClassificationSettings:
     """Settings of the twelve categories for one tokeniser.
 
@@ -146,6 +175,8 @@ def settings_for(
         temperature=temperature,
         review_threshold=review_threshold,
         max_call_tokens=max_call_tokens,
+        mask_kinds=tuple(mask_kinds),
+        preparation=preparation or CallPreparation(),
     )
     check_labels(settings, encode, "this tokeniser")
     return settings
@@ -164,14 +195,21 @@ def load_settings(model_dir: Path) -> ClassificationSettings | None:
         raw = json.loads(path.read_bytes())
         if not isinstance(raw, dict):
             raise ModelLoadError(str(model_dir), f"{FILE_NAME} must hold an object, got a {type(raw).__name__}")
-        return runconfig.validate(ClassificationSettings, raw, FILE_NAME)
+        settings = runconfig.validate(ClassificationSettings, raw, FILE_NAME)
+        if settings.preparation.simplified:
+            _simplifier()
+        return settings
+    except ModuleNotFoundError as error:
+        raise ModelLoadError(
+            str(model_dir), f"{FILE_NAME} wants simplified characters: install {error.name} (`make setup`)"
+        ) from error
     except (OSError, ValueError) as error:  # JSON, UTF-8 and ConfigError are all ValueErrors
         raise ModelLoadError(str(model_dir), f"{FILE_NAME}: {error}") from error
 
 
 def write_settings(settings: ClassificationSettings, model_dir: Path) -> None:
     """Write ``classification.json``, readable by people."""
-    text = json.dumps(settings.model_dump(), ensure_ascii=False, indent=2)
+    text = json.dumps(settings.model_dump(mode="json"), ensure_ascii=False, indent=2)
     (model_dir / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -238,7 +276,7 @@ def clean_call(text: str) -> str:
 _BRACKETS = str.maketrans("<>", "〈〉")
 
 
-def truncate_call(text: str, max_tokens: int, count: Callable[[str], int]) -> str:
+def truncate_call(text: str, max_tokens: int, count: Callable[[str], int], head_share: float = 0.5) -> str:
     """The text, or its first and last characters around 「…」 so that it has at most ``max_tokens`` tokens.
 
     Both ends are kept because callers name the matter at the start and what is still open at the end.
@@ -252,7 +290,8 @@ def truncate_call(text: str, max_tokens: int, count: Callable[[str], int]) -> st
         return text
 
     def ends(keep: int) -> str:
-        return f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
+        head = math.ceil(keep * head_share)
+        return f"{text[:head]}…{text[len(text) - (keep - head) :]}"
 
     low, high = 0, min(len(text) - 1, longest)
     while low < high:
@@ -261,12 +300,107 @@ def truncate_call(text: str, max_tokens: int, count: Callable[[str], int]) -> st
     return ends(low)
 
 
+@functools.cache
+def _simplifier() -> Callable[[str], str]:
+    """OpenCC's characters and words of mainland usage; loaded (3 ms) by models that want it only."""
+    import opencc
+
+    convert: Callable[[str], str] = opencc.OpenCC("t2s").convert
+    return convert
+
+
+# Single sounds only: 额 is also in 金额, and 那个, 就是, 然后 carry meaning.
+_FILLERS = re.compile("[嗯呃唔噢哦啊诶欸]+[,、 。]?")
+_EMPTY_TURN = re.compile("客[户服]:[,、。 ]*")
+
+
+def without_fillers(text: str) -> str:
+    """The call without 嗯, 呃, 啊; turns in which nothing else was said go."""
+    lines = (_FILLERS.sub("", line).strip() for line in text.split("\n"))
+    return "\n".join(line for line in lines if line.strip(",、。 ") and not _EMPTY_TURN.fullmatch(line))
+
+
+_READ_OUT = re.compile("[零〇幺一二三四五六七八九]{3,}")
+_CARDINAL = re.compile(
+    "(?<![零〇一二两三四五六七八九十百千万几多数第])[一二两三四五六七八九十百千万零]{1,12}"
+    "(?=块|元|毛|角|天|个月|年|次|兆|小时|分钟|月|号|点|条|[GMK])"
+)
+_READ = str.maketrans("零〇幺一二三四五六七八九两", "0011234567892")
+_BELOW_10_000 = re.compile(
+    "零?(?:([一二两三四五六七八九])千)?零?(?:([一二两三四五六七八九])百)?零?(?:([一二两三四五六七八九]?)十)?零?([一二三四五六七八九两])?"
+)
+
+
+def _cardinal(words: str) -> int | None:
+    """The number that 一千零五十 says; None where the words are no whole number, as 三四十 and 二五.
+
+    一百二 is 120 to some and no number to write down to others: it is none here.
+    """
+    total = 0
+    for place, part in enumerate(words.split("万")):
+        found = _BELOW_10_000.fullmatch(part)
+        if found is None or place > 1 or (place == 0 and part[:1] in {"", "零"}):
+            return None
+        thousands, hundreds, tens, ones = found.groups()
+        if ones and (part[-2:-1] in {"百", "千"} or (place and part == ones)):
+            return None
+        digits = (thousands or "零") + (hundreds or "零") + ("零" if tens is None else tens or "一") + (ones or "零")
+        total = total * 10_000 + int(digits.translate(_READ))
+    return total
+
+
+def with_figures(text: str) -> str:
+    """Numbers that are read out, and amounts and times in words, as figures."""
+
+    def read_out(found: re.Match[str]) -> str:
+        said = found[0]
+        # ...八零零零一直打不通: the last word may begin the next one.
+        rest = (
+            "一"
+            if said[-1] == "一" and found.string[found.end() : found.end() + 1] in set("直下个定样起次点些")
+            else ""
+        )
+        return (said[: len(said) - len(rest)]).translate(_READ) + rest
+
+    def cardinal(found: re.Match[str]) -> str:
+        if found[0] in {"一", "零", "万"}:  # 一点, 一次, 一天到晚
+            return found[0]
+        number = _cardinal(found[0])
+        return found[0] if number is None else str(number)
+
+    return _CARDINAL.sub(cardinal, _READ_OUT.sub(read_out, text))
+
+
+def merged_turns(text: str) -> str:
+    """Lines of one speaker that follow each other as one."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        speaker = line[:3]
+        if lines and speaker in {"客户:", "客服:"} and lines[-1].startswith(speaker):
+            pause = "" if lines[-1][-1] in ",。?!、;:" else ","
+            lines[-1] += pause + line[3:].lstrip()
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def prepare_call(text: str, settings: ClassificationSettings, count: Callable[[str], int]) -> str:
-    """Clean, mask, cut: what the model gets to read."""
+    """Clean, mask, and what else the model was trained with; then cut: what the model gets to read."""
+    wanted = settings.preparation
+    if wanted.simplified:
+        text = _simplifier()(text)
     text = clean_call(text)
+    if wanted.drop_fillers:
+        text = clean_call(without_fillers(text))
+    if wanted.merge_turns:
+        text = merged_turns(text)
     if settings.mask_personal_data:
-        text = masking.mask(text)
-    return truncate_call(text, settings.max_call_tokens, count)
+        text = masking.mask(text, settings.mask_kinds)
+    if wanted.figures:
+        text = with_figures(text)
+        if settings.mask_personal_data:  # a number that only figures make readable
+            text = masking.mask(text, settings.mask_kinds)
+    return truncate_call(text, settings.max_call_tokens, count, wanted.head_share)
 
 
 def prompt_text(call: str, settings: ClassificationSettings) -> str:

@@ -38,9 +38,9 @@ from pydantic import Field, field_validator, model_validator
 import runconfig
 from model_server.classification import CATEGORIES, clean_call
 from model_server.masking import mask
-from training.near_duplicates import BANDS, ROWS, Components, band_hashes, join_near_duplicates
-from training.prepared import MANIFEST, SCHEMA, sha256
-from training.raw_calls import DataError, Problems, RawCall, Reading, Source, read_calls, read_problems
+from training.near_duplicates import BANDS, GRAM, ROWS, Components, band_hashes, join_near_duplicates
+from training.prepared import SCHEMA, sha256, to_disk, write_manifest
+from training.raw_calls import DataError, Problem, Problems, RawCall, Reading, Source, read_calls, read_problems
 from training.splits import assign_parts, balance, stable_hash
 
 CATEGORY_NAMES = tuple(category.name for category in CATEGORIES)
@@ -155,6 +155,7 @@ def clean_metadata(metadata: dict[str, Any], seed: int) -> dict[str, Any]:
 
     def clean(name: str, value: Any) -> Any:
         if isinstance(value, str):
+            value = value.encode(errors="replace").decode()  # half a character cannot be written
             masked = mask(value)
             return value if masked == value else pseudonym(value, seed) if name.endswith("id") else masked
         if isinstance(value, dict):
@@ -271,9 +272,7 @@ def _spool_batch(
         spool.columns.setdefault(name, []).append(column)
 
 
-def _empty(call: RawCall, config: DataSettings) -> Any:
-    from training.raw_calls import Problem
-
+def _empty(call: RawCall, config: DataSettings) -> Problem:
     return Problem(call.row, config.reading.fields.text, "nothing is left of the text after cleaning, allowed is text")
 
 
@@ -293,8 +292,8 @@ def find_copies(facts: Facts, config: DataSettings) -> tuple[np.ndarray, Counter
     conflicting = np.zeros(len(facts), dtype=bool)
     told: list[str] = []
     for what, key, others in (
-        ("the same text", facts.text, (facts.label,)),
-        ("the same conversation_id", facts.id, (facts.label, facts.text)),
+        ("one text with different categories", facts.text, (facts.label,)),
+        ("one conversation_id with different texts or categories", facts.id, (facts.label, facts.text)),
     ):
         order = np.argsort(key, kind="stable")
         same = key[order][1:] == key[order][:-1]
@@ -303,19 +302,20 @@ def find_copies(facts: Facts, config: DataSettings) -> tuple[np.ndarray, Counter
             differs |= other[order][1:] != other[order][:-1]
         clashing = np.unique(key[order][1:][same & differs])
         conflicting |= np.isin(key, clashing)
-        if what == "the same text":
+        if key is facts.text:
             kept[order[1:][same]] = False
         for each in clashing[: config.reading.most_problems]:
             calls = np.flatnonzero(key == each)[:4]
             places = " and ".join(
-                f"{config.sources[facts.source[at]].path} {facts.row[at]} ({CATEGORY_NAMES[facts.label[at]]})"
+                f"{(source := config.sources[facts.source[at]]).path}, {source.row_word} {facts.row[at]} "
+                f"({CATEGORY_NAMES[facts.label[at]]})"
                 for at in calls
             )
-            told.append(f"{what}, but not the same call or category: {places}")
+            told.append(f"{what}: {places}")
     if told and config.conflicts == "refuse":
         told = told[: config.reading.most_problems]
         raise DataError(
-            f"nothing was written: {int(conflicting.sum())} calls contradict each other (file and line):\n"
+            f"nothing was written: {int(conflicting.sum())} calls contradict each other:\n"
             + "\n".join(f"  {line}" for line in told)
             + "\nrepair them, or say `conflicts: drop`"
         )
@@ -463,29 +463,19 @@ def write_folder(config: DataSettings, folder: Path, report: dict[str, Any]) -> 
     """Report and manifest into ``folder``, everything to the disk, then the name ``out``."""
     (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-    manifest = {
-        "kind": "prepared calls",
-        "files": {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
-        },
+    about = {
         "calls": {part: sum(of.values()) for part, of in report["class_balance"].items()},
         "class_balance": report["class_balance"],
         "sources": [{"path": str(one.path), "sha256": sha256(one.path)} for one in config.sources],
         "seed": config.seed,
         "settings": config.model_dump(mode="json", exclude={"out", "replace"}),
-        "near_duplicates": {"gram": 5, "bands": BANDS, "rows": ROWS},
+        "near_duplicates": {"gram": GRAM, "bands": BANDS, "rows": ROWS},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "pyarrow", "rensa")},
         },
     }
-    for path in folder.iterdir():
-        _to_disk(path)
-    unfinished = folder / f"{MANIFEST}.unfinished"
-    unfinished.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    _to_disk(unfinished)
-    unfinished.rename(folder / MANIFEST)
-    _to_disk(folder)
+    write_manifest(folder, about)
     if config.out.exists():
         old = config.out.parent / f".{config.out.name}.{os.getpid()}.old"
         config.out.rename(old)
@@ -493,15 +483,7 @@ def write_folder(config: DataSettings, folder: Path, report: dict[str, Any]) -> 
         shutil.rmtree(old)
     else:
         folder.rename(config.out)
-    _to_disk(config.out.parent)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    to_disk(config.out.parent)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -553,6 +535,7 @@ def prepare(config: DataSettings) -> dict[str, Any]:
             with pyarrow.OSFile(str(spooled), "wb") as file, pyarrow.ipc.new_file(file, SCHEMA) as calls:
                 facts, dropped = read_all(config, Spool(folder, texts, calls), Progress())
             texts.flush()
+            print(f"looking for copies and near-duplicates among {len(facts)} calls", file=sys.stderr)
             kept, copies = find_copies(facts, config)
             groups, group_counts = find_groups(facts, config, texts)
         parts, names, beside = find_parts(facts, kept, groups, config)
@@ -567,6 +550,7 @@ def prepare(config: DataSettings) -> dict[str, Any]:
             "class_balance": table,
             "warnings": warnings_for(table, config),
         }
+        print("writing the parts", file=sys.stderr)
         write_parts(spooled, parts, names, prepared)
         write_folder(config, prepared, report)
     return report

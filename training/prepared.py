@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,37 @@ SCHEMA = pyarrow.schema(
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(folder: Path, parts: Mapping[str, Sequence[TrainingData]]) -> None:
+    """A folder of calls that need no preparation: they are generated, and their parts are known."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, calls in parts.items():
+        rows = [call.model_dump() | {"metadata": json.dumps(call.metadata, ensure_ascii=False)} for call in calls]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), folder / f"{part}.parquet")
+    write_manifest(folder, {"calls": {part: len(calls) for part, calls in parts.items()}})
+
+
+def write_manifest(folder: Path, more: Mapping[str, Any]) -> None:
+    """Bring all files of the folder to the disk, then ``manifest.json`` with their hashes, whole or not at all."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    hashes = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+    manifest = {"kind": "prepared calls", "files": hashes, **more}
+    unfinished = folder / f"{MANIFEST}.unfinished"
+    unfinished.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    for path in (*files, unfinished):
+        to_disk(path)
+    unfinished.rename(folder / MANIFEST)
+    to_disk(folder)
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the disk has the file, or the names in the directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class Source(runconfig.RunConfig):
             )
         return kind
 
+    @property
+    def row_word(self) -> str:
+        return "row" if self.kind == "parquet" else "line"
+
 
 class Fields(runconfig.RunConfig):
     """What a site calls its fields. A dot reaches into an object: ``metadata.customer_id``."""
@@ -122,8 +126,7 @@ class Problem:
     told: str
 
     def text(self, source: Source) -> str:
-        word = "row" if source.kind == "parquet" else "line"
-        return f"{source.path}, {word} {self.row}, {self.where}: {self.told}"
+        return f"{source.path}, {source.row_word} {self.row}, {self.where}: {self.told}"
 
 
 @dataclass(slots=True)
@@ -234,7 +237,7 @@ def _jsonl(source: Source) -> Iterator[tuple[int, Record | Problem]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 told = f"not JSON at place {error.pos + 1} ({error.msg}), got {_shown(line[error.pos :])}"
                 yield row, Problem(row, "record", told)
@@ -324,7 +327,7 @@ def _call(
     conversation_id = _reach(record, names.conversation_id)
     if isinstance(conversation_id, int) and not isinstance(conversation_id, bool):
         conversation_id = str(conversation_id)
-    if not isinstance(conversation_id, str) or not conversation_id.strip():
+    if not isinstance(conversation_id, str) or not conversation_id.strip() or not _is_whole(conversation_id):
         wrong(
             names.conversation_id, f"got {_shown(conversation_id)}, allowed is a name that is not empty{_has(record)}"
         )
@@ -339,23 +342,23 @@ def _call(
                 f"got {_shown(text)}, allowed is a text that is not empty, or turns in {names.turns}{_has(record)}",
             )
     category = _reach(record, names.category)
-    known = categories.get(category.strip()) if isinstance(category, str) else None
+    named = isinstance(category, (str, int)) and not isinstance(category, bool)
+    known = categories.get(str(category).strip()) if named else None
     if known is None:
-        if isinstance(category, (str, int)) and str(category).strip():
+        if named and str(category).strip():
             problems.add_unknown(str(category), row)
         else:
             wrong(names.category, f"got {_shown(category)}, allowed is the name of a category{_has(record)}")
     confidence = _number(_reach(record, names.confidence), reading.default_confidence)
     if confidence is None or not 0 <= confidence <= 1:
         wrong(names.confidence, f"got {_shown(_reach(record, names.confidence))}, allowed is a number from 0 to 1")
-    metadata = _parsed(_reach(record, names.metadata))
-    if metadata is None:
-        metadata = {}
+    given = _reach(record, names.metadata)
+    metadata = {} if given is None else _parsed(given)
     if not isinstance(metadata, dict):
         wrong(names.metadata, f"got {_shown(metadata)}, allowed is an object, or JSON text of one")
         metadata = {}
     kept = {name.rpartition(".")[2]: value for name in names.kept if (value := _reach(record, name)) is not None}
-    whole = record if isinstance(record.get("metadata"), dict) else {**record, "metadata": metadata}
+    whole = record if given is metadata else {**record, names.metadata: metadata}
     if known is None or confidence is None or not isinstance(text, str):
         return None
     return RawCall(
@@ -447,6 +450,15 @@ def _number(value: Any, default: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _is_whole(text: str) -> bool:
+    """Whether the text can be written: JSON can say half of a character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _name(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
@@ -456,7 +468,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = mask(text[:200]).strip()
+    text = mask(text[:200].encode(errors="replace").decode()).strip()
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 

@@ -13,7 +13,9 @@ import numpy as np
 
 def stable_hash(text: str, seed: int = 0) -> int:
     """64 bits that are the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(16)).digest())
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8, salt=seed.to_bytes(16)).digest()
+    )
 
 
 def assign_parts(groups: np.ndarray, labels: np.ndarray, keys: np.ndarray, shares: Mapping[str, float]) -> np.ndarray:

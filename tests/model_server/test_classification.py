@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from model_server import classification as c
@@ -95,6 +97,151 @@ def test_a_prepared_call_is_clean_masked_and_short(settings):
     assert len(call) == settings.max_call_tokens
 
 
+# --- what else a model may be trained with
+
+PREPARATIONS = st.builds(
+    c.CallPreparation,
+    simplified=st.booleans(),
+    drop_fillers=st.booleans(),
+    figures=st.booleans(),
+    merge_turns=st.booleans(),
+)
+SPOKEN = st.lists(
+    st.sampled_from(
+        ["客户:", "客服:", "\n", "嗯", "呃,", "那个", "一百二十八块", "幺零零八六", "138", "一三八零零一三八零零零",
+         "一直", "賬單", "話費", "我叫王小明", "<手机号1>", ",", "。", " ", "两", "千", "万", "零", "十", "天", "第",
+         "几", "啊", "1234", "5678"]
+    ),
+    max_size=20,
+).map("".join)  # fmt: skip
+
+
+def prepared(text, **preparation):
+    settings = c.settings_for(
+        encode,
+        temperature=1,
+        review_threshold=0,
+        max_call_tokens=64,
+        preparation=c.CallPreparation(**preparation),
+    )
+    return c.prepare_call(text, settings, len)
+
+
+@hypothesis_settings(deadline=None)
+@given(SPOKEN, PREPARATIONS)
+def test_preparing_twice_changes_nothing_more(text, preparation):
+    long = c.settings_for(encode, temperature=1, review_threshold=0, max_call_tokens=10_000, preparation=preparation)
+    once = c.prepare_call(text, long, len)
+    assert c.prepare_call(once, long, len) == once
+
+
+@pytest.mark.parametrize(
+    ("raw", "ready"),
+    [
+        ("嗯我话费,呃,不对啊", "我话费,不对"),
+        ("客户:喂\n客服:嗯\n客户:啊。", "客户:喂"),
+        ("先说的那个弄好了", "先说的那个弄好了"),
+        ("金额和余额", "金额和余额"),
+    ],
+)
+def test_fillers_go_and_what_carries_meaning_stays(raw, ready):
+    assert prepared(raw, drop_fillers=True) == ready
+
+
+@pytest.mark.parametrize(
+    ("raw", "ready"),
+    [
+        ("一百二十八块", "128块"),
+        ("两千零五元", "2005元"),
+        ("一万二千三百块", "12300块"),
+        ("十五天", "15天"),
+        ("三十次", "30次"),
+        ("二零二六年十一月", "2026年11月"),
+        ("打幺零零八六", "打10086"),
+        ("一千零一十块", "1010块"),
+        # no whole numbers, or none at all
+        ("一点也不行", "一点也不行"),
+        ("三四十块", "三四十块"),
+        ("几十块", "几十块"),
+        ("一百二块", "一百二块"),
+        ("千万次", "千万次"),
+        ("第一次", "第一次"),
+        ("十全十美", "十全十美"),
+        ("万一没有", "万一没有"),
+    ],
+)
+def test_numbers_in_words_become_figures_where_they_are_numbers(raw, ready):
+    assert prepared(raw, figures=True) == ready
+
+
+def spelled(number):
+    """A number under 100,000 in words, digit by digit from the left: written apart from what reads it."""
+    words, zero = "", False
+    for digit, unit in zip(f"{number:05d}", ("万", "千", "百", "十", ""), strict=True):
+        if digit == "0":
+            zero = bool(words)
+        else:
+            words += ("零" if zero else "") + "零一二三四五六七八九"[int(digit)] + unit
+            zero = False
+    return words
+
+
+@given(st.integers(1, 99_999))
+def test_every_number_is_read_back(number):
+    if number != 1:
+        assert c.with_figures(f"{spelled(number)}块") == f"{number}块"
+
+
+def test_personal_data_is_masked_however_the_number_is_said():
+    said = "嗯幺三八呃零零幺三八零零零一直打不通"
+    assert prepared(said, figures=True, drop_fillers=True) == "<手机号1>一直打不通"
+    assert prepared("一三八零零一三八零零零", figures=True) == "<手机号1>"
+
+
+def test_traditional_characters_become_simplified_ones_before_names_and_speakers_are_looked_for():
+    assert prepared("客戶:我的賬單費用不對,我姓張", simplified=True) == "客户:我的账单费用不对,我姓<姓名1>"
+    assert prepared("賬單", simplified=False) == "賬單"
+
+
+def test_lines_of_one_speaker_become_one_turn():
+    assert (
+        prepared("客户:喂\n客户:话费不对。\n客户:多扣了\n客服:好", merge_turns=True)
+        == "客户:喂,话费不对。多扣了\n客服:好"
+    )
+
+
+def test_the_share_of_the_start_is_kept():
+    cut = prepared("甲" * 500 + "乙" * 500, head_share=0.25)
+    assert cut == "甲" * 16 + "…" + "乙" * 47
+
+
+def test_a_file_from_before_names_and_preparation_means_what_it_meant(settings, tmp_path):
+    """The file of the embedded model has neither field; what it was trained on must come out."""
+    raw = settings.model_dump(mode="json")
+    del raw["mask_kinds"], raw["preparation"]
+    (tmp_path / c.FILE_NAME).write_text(json.dumps(raw), "utf-8")
+    old = c.load_settings(tmp_path)
+    call = "客户:嗯 我叫王小明 住建国路八十八号 電話13812345678 一百块"
+    assert c.prepare_call(call, old, lambda text: 0) == "客户:嗯 我叫王小明 住建国路八十八号 電話<手机号1> 一百块"
+    assert c.prepare_call(call, settings, lambda text: 0) == "客户:嗯 我叫<姓名1> 住<地址1> 電話<手机号1> 一百块"
+
+
+def test_a_server_without_the_converter_says_what_is_missing(settings, tmp_path, monkeypatch):
+    c._simplifier.cache_clear()
+    monkeypatch.setitem(sys.modules, "opencc", None)
+    c.write_settings(settings.model_copy(update={"preparation": c.CallPreparation(simplified=True)}), tmp_path)
+    with pytest.raises(ModelLoadError, match="install opencc"):
+        c.load_settings(tmp_path)
+
+
+def test_settings_of_the_preparation_travel_with_the_model(settings, tmp_path):
+    wanted = settings.model_copy(
+        update={"preparation": c.CallPreparation(figures=True, head_share=0.7), "mask_kinds": ("手机号", "姓名")}
+    )
+    c.write_settings(wanted, tmp_path)
+    assert c.load_settings(tmp_path) == wanted
+
+
 # --- the prompt
 
 
@@ -153,6 +300,9 @@ def test_a_model_without_the_file_does_not_classify(tmp_path):
         ({"labels": {}, "label_ids": {}}, "at least one"),
         ({"label_ids": dict.fromkeys("ABCDEFGHIJKL", 65)}, "distinct"),
         ({"labels": dict.fromkeys("ABCDEFGHIJKL", "同")}, "two letters"),
+        ({"mask_kinds": ["身高"]}, "got 身高, allowed are 身份证号"),
+        ({"preparation": {"figure": True}}, "did you mean 'figures'"),
+        ({"preparation": {"head_share": 1.0}}, "head_share"),
     ],
 )
 def test_a_settings_file_that_contradicts_itself_is_refused(settings, tmp_path, change, told):
