@@ -76,6 +76,7 @@ TIERS = {
     "policy": lambda: _environment("policy"),
     "promtool": lambda: _binary("promtool", "apt-get install prometheus"),
     "slow": lambda: None if os.environ.get("SLOW") else "minutes each: SLOW=1 make test",
+    "computing": lambda: None if os.environ.get("SLOW") else "minutes each: SLOW=1 make test",
 }
 
 _absent = {}

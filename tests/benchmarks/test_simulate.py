@@ -93,6 +93,7 @@ def test_what_cannot_be_asked_is_said_in_one_line(word, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.computing
+@pytest.mark.timeout(3600)
 def test_every_bar_is_kept_in_full():
     assert [rate.row() for rate in simulate.simulate(400) if rate.kept is False] == []

@@ -84,7 +84,7 @@ def test_what_cannot_be_asked_is_said_in_one_line(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.computing
 @pytest.mark.timeout(3600)
 def test_every_bar_is_kept_in_full():
     rows = simulation.simulate(simulation.Settings(rollouts=100))
