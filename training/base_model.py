@@ -207,42 +207,29 @@ def save(
 
 
 def load_trained(
-    model_dir: Path, base_source: str | None = None, dtype: torch.dtype | None = None
+    model_dir: Path, base_source: str | None = None, dtype: torch.dtype | None = None, *, merged: bool = False
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerBase]:
     """A finished model, in eval mode: ``best/`` of a run, its adapter (if it is one) on its base.
 
     Args:
         base_source: Where the base lies now; where it lay in training when None.
         dtype: Of the base; as saved when None.
+        merged: Add the adapter to the weights.
 
     Raises:
         ModelLoadError: The base is missing or another.
     """
-    network, tokenizer = _trained(model_dir, base_source, dtype)
-    return (network.get_base_model() if isinstance(network, PeftModel) else network).eval(), tokenizer
-
-
-def load_merged(
-    model_dir: Path, base_source: str | None = None, dtype: torch.dtype | None = None
-) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerBase]:
-    """The same with the adapter added to the weights of its base."""
-    network, tokenizer = _trained(model_dir, base_source, dtype)
-    return (network.merge_and_unload() if isinstance(network, PeftModel) else network).eval(), tokenizer
-
-
-def _trained(
-    model_dir: Path, base_source: str | None, dtype: torch.dtype | None
-) -> tuple[PeftModel | Qwen3ForCausalLM, PreTrainedTokenizerBase]:
     tokenizer = load_tokenizer(model_dir)
     if not (model_dir / BASE).is_file():
-        return Qwen3ForCausalLM.from_pretrained(model_dir, dtype=dtype or "auto"), tokenizer
+        return Qwen3ForCausalLM.from_pretrained(model_dir, dtype=dtype or "auto").eval(), tokenizer
     files = find(base_source or json.loads((model_dir / BASE).read_bytes())["source"])
     assert files.path is not None
     check_adapter(model_dir, digests(files.path))
     from peft import PeftModel
 
     network = Qwen3ForCausalLM.from_pretrained(files.path, dtype=dtype or "auto")
-    return PeftModel.from_pretrained(network, model_dir), tokenizer
+    model = PeftModel.from_pretrained(network, model_dir)
+    return (model.merge_and_unload() if merged else model.get_base_model()).eval(), tokenizer
 
 
 def parameter_count(shape: model_source.ModelShape) -> int:

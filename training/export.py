@@ -133,7 +133,7 @@ def write_merged(best: Path, out: Path) -> None:
     """In the precision of the base; an adapter is merged into a freshly loaded one, never into 4 bits."""
     from training import base_model
 
-    model, tokenizer = base_model.load_merged(best)
+    model, tokenizer = base_model.load_trained(best, merged=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     for name in (classification.FILE_NAME, "README.md"):
