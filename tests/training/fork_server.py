@@ -6,7 +6,7 @@ Importing torch, transformers and peft takes longer than most of what is tested.
     {"run": ["training.finetune", "config.yml", ...]}  the module's command line
     ... "kill_at_event": 7      SIGKILL just before the 7th change in "watched" (open to write, rename, remove, mkdir)
     ... "kill_after_lines": [path, 3], "signal": 15    that signal once the file has 3 lines
-    ... "kill_after_s": 0.5                            SIGKILL then
+    ... "kill_after_s": 0.5                            and so much later
 
 and answers each with a line: status (negative: the signal that ended it), stdout, stderr, events, seconds.
 """
@@ -90,13 +90,11 @@ def serve(task):
         pid = os.fork()
         if pid == 0:
             child(task, out.fileno(), err.fileno(), report.fileno())
-        if "kill_after_s" in task:
-            time.sleep(task["kill_after_s"])
-            os.kill(pid, signal.SIGKILL)
         if "kill_after_lines" in task:
             path, lines = task["kill_after_lines"]
             while lines_of(path) < lines and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 time.sleep(0.001)
+            time.sleep(task.get("kill_after_s", 0))
             os.kill(pid, task["signal"])
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         texts = [(file.seek(0), file.read().decode())[1] for file in (out, err, report)]

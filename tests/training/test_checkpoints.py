@@ -60,16 +60,18 @@ def test_killed_at_write_points_it_goes_on_bit_for_bit(training, small, whole, t
 def test_killed_at_every_write_point_and_at_random_moments_it_goes_on_bit_for_bit(
     training, small, whole, tmp_path, capsys
 ):
-    """CRASH_POINTS=all takes every write point, minutes; without, every fifth."""
-    apart, moments = (1, 60) if os.environ.get("CRASH_POINTS") == "all" else (5, 8)
+    """CRASH_POINTS=all takes every write point, ten minutes; without, every tenth."""
+    apart, moments = (1, 60) if os.environ.get("CRASH_POINTS") == "all" else (10, 5)
     events = range(1, whole.events + 1, apart)
+    run_dir = tmp_path / "run"
     for event in events:
-        assert kill_and_go_on(training, small, whole, tmp_path / "run", kill_at_event=event).status == -9
+        assert kill_and_go_on(training, small, whole, run_dir, kill_at_event=event).status == -9
     rng = random.Random(0)
-    killed = [
-        kill_and_go_on(training, small, whole, tmp_path / "run", kill_after_s=rng.uniform(0, whole.seconds)).status
-        for _ in range(moments)
-    ]
+    killed = []
+    for _ in range(moments):
+        moment = {"kill_after_lines": [str(run_dir / "metrics.jsonl"), rng.randrange(1, 10)], "signal": 9}
+        how = kill_and_go_on(training, small, whole, run_dir, **moment, kill_after_s=rng.uniform(0, 0.05))
+        killed.append(how.status)
     assert killed.count(-9) >= moments / 2
     with capsys.disabled():
         print(

@@ -246,15 +246,11 @@ def test_how_a_step_is_split_changes_rounding_only(training, small, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_learn_what_one_does(training, small, trained, tmp_path, launcher):
-    """With dropout: masks follow from step and micro-batch, not from the process."""
+def test_two_processes_learn_what_one_does(training, small, trained, tmp_path):
+    """With dropout: masks follow from step and micro-batch, not from the process. accelerate starts torchrun."""
     run_dir = tmp_path / "two"
-    start = {
-        "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", "29518"],
-        "accelerate": ["accelerate", "launch", "--config_file", str(CONFIGS / "accelerate_2_cpu.yml")],
-    }[launcher]
-    command = [TRAINING / start[0], *start[1:], "-m", "training.finetune", small.config, f"run_dir={run_dir}"]
+    start = ["launch", "--config_file", CONFIGS / "accelerate_2_cpu.yml", "-m", "training.finetune"]
+    command = [TRAINING / "accelerate", *start, small.config, f"run_dir={run_dir}"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -23,17 +23,10 @@ def report(module, words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["method=full", "batch=96", "micro_batch=96"],
-        ["method=lora", "batch=64", "micro_batch=64", "dtype=bfloat16"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_the_predicted_peak_is_what_a_run_takes(small, tmp_path, words):
-    """Within 15 %, each in a process of its own, whose libraries count."""
-    words = [small.config, *words, f"run_dir={tmp_path / 'run'}", "steps=3", "checkpoint_every=null"]
+def test_the_predicted_peak_is_what_a_run_takes(small, tmp_path):
+    """Within 15 %, each in a process of its own, whose libraries count; the step takes a quarter of it here."""
+    words = ["method=lora", "batch=64", "micro_batch=64", "dtype=bfloat16", "steps=3", "checkpoint_every=null"]
+    words = [small.config, *words, f"run_dir={tmp_path / 'run'}"]
     predicted = report("training.plan", words)["peak_memory_bytes"]
     assert predicted == pytest.approx(report("training.finetune", words)["peak_memory_bytes"], rel=0.15)
 
