@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from model_server.person_names import TITLES, full_names, names
 from model_server.street_addresses import Span, addresses
@@ -23,6 +24,10 @@ KINDS = (*NUMBER_KINDS, "地址", "姓名")
 TOKEN = re.compile(rf"<({'|'.join(KINDS)})([0-9]+)>")
 
 MOST_PASSES = 8
+MOST_DIGITS = 40
+"""Digits of a piece that are read; longer ones are no number of a person."""
+WINDOW = 24
+"""Pieces of a number that are looked at together; an identity number has 18 digits."""
 MOST_NAMES = 30
 """Names that are looked for in the whole call; each takes a look at all of it."""
 
@@ -48,7 +53,9 @@ _GAP = (
     rf"(?=[\n0-9 ,{_WORDS}Xx叉艾埃是然后嗯]))"
 )
 # Patterns begin with a set or with plain words, which lets the regular expression engine skip what cannot begin one.
-_RUN = re.compile(rf"[0-9０-９{_WORDS}](?:{_GAP}{{0,5}}+(?:{_DIGIT}|{_X})){{6,}}+")
+# Seven digits may begin a number. Bounded: an open-ended repeat of a group takes 400 bytes a turn.
+_RUN = re.compile(rf"[0-9０-９{_WORDS}](?:{_GAP}{{0,5}}(?:{_DIGIT}|{_X})){{6}}")
+_GAPS = re.compile(rf"{_GAP}{{0,5}}")
 _PIECE = re.compile(rf"{_FIGURE}+(?:[Xx](?![A-Za-z]))?|(?:(?:[两三四五六]个)?[{_WORDS}])+(?:{_X})?|{_X}")
 _REPEATED = re.compile(rf"([两三四五六])个([0-9{_WORDS}])")
 _COUNTED = frozenset("次个天块元年月号点分秒遍通位条回直")
@@ -145,22 +152,28 @@ Piece = tuple[str, int, int]
 """Digits, start, end."""
 
 
-def _pieces(text: str, start: int, end: int) -> list[Piece]:
-    """What a run is made of: digits without a gap, in one way of writing."""
-    found: list[Piece] = []
-    for piece in _PIECE.finditer(text, start, end):
-        said = piece[0]
+def _pieces(text: str, start: int) -> Iterator[Piece]:
+    """What the run that begins here is made of: digits without a gap, in one way of writing."""
+    held: Piece | None = None
+    at = start
+    while piece := _PIECE.match(text, at):
+        said = piece[0][:MOST_DIGITS]
         if "个" in said:
             said = _REPEATED.sub(lambda each: each[2] * int(each[1].translate(_TO_DIGITS)), said)
         if "克" in said:
             said = said.replace("艾克斯", "X").replace("埃克斯", "X")
         digits = said.translate(_TO_DIGITS)
         # The agent repeats a group while writing down: 138, 好的138, 1234. Whole numbers stay as they are.
-        if found and digits == found[-1][0] and len(digits) < 7 and text.count("\n", found[-1][2], piece.start()) == 1:
-            found[-1] = (digits, found[-1][1], piece.end())
+        if held and digits == held[0] and len(digits) < 7 and text.count("\n", held[2], piece.start()) == 1:
+            held = (digits, held[1], piece.end())
         else:
-            found.append((digits, piece.start(), piece.end()))
-    return found
+            if held:
+                yield held
+            held = (digits, piece.start(), piece.end())
+        gaps = _GAPS.match(text, piece.end())
+        at = gaps.end() if gaps else piece.end()
+    if held:
+        yield held
 
 
 def _ends(text: str, piece: Piece) -> Iterator[tuple[str, int]]:
@@ -171,14 +184,14 @@ def _ends(text: str, piece: Piece) -> Iterator[tuple[str, int]]:
         yield digits[:-1], end - 1
 
 
-def _in_run(text: str, pieces: list[Piece], at: int) -> tuple[int, int, str, str] | None:
-    """The number that begins with this piece: how many pieces it takes, its end, kind and value."""
-    for digits, end in _ends(text, pieces[at]):
+def _in_run(text: str, pieces: Sequence[Piece]) -> tuple[int, int, str, str] | None:
+    """The number that begins with the first piece: how many pieces it takes, its end, kind and value."""
+    for digits, end in _ends(text, pieces[0]):
         if found := _kind_of(digits):
             return 1, end, *found
-    joined = pieces[at][0]
+    joined = pieces[0][0]
     best: tuple[int, int, str, str] | None = None
-    for place in range(at + 1, min(at + 20, len(pieces))):
+    for place in range(1, min(20, len(pieces))):
         if len(joined) > 18:
             break
         for digits, end in _ends(text, pieces[place]):
@@ -188,27 +201,25 @@ def _in_run(text: str, pieces: list[Piece], at: int) -> tuple[int, int, str, str
                 continue
             if best and best[2] == found[0] != "银行卡号":
                 continue
-            if not _is_list([piece[0] for piece in pieces[at : place + 1]]) and not _IP.fullmatch(
-                text, pieces[at][1], end
-            ):
-                best = (place - at + 1, end, *found)
+            if not _is_list([piece[0] for piece in pieces[: place + 1]]) and not _IP.fullmatch(text, pieces[0][1], end):
+                best = (place + 1, end, *found)
                 break
         joined += pieces[place][0]
     return best
 
 
-def _by_context(text: str, pieces: list[Piece], at: int) -> tuple[int, int, str, str] | None:
+def _by_context(text: str, pieces: Sequence[Piece]) -> tuple[int, int, str, str] | None:
     """Numbers that only the words before them tell: old identity numbers, landlines without area code."""
-    start = pieces[at][1]
+    start = pieces[0][1]
     before = text[max(0, start - 14) : start].rpartition(">")[2]
     joined = ""
     local, old_id = _LOCAL_BEFORE.search(before), _ID_BEFORE.search(before)
     if not local and not old_id:
         return None
-    for place in range(at, min(at + 8, len(pieces))):
+    for place in range(min(8, len(pieces))):
         joined += pieces[place][0]
         if old_id and _is_old_id(joined):
-            return place - at + 1, pieces[place][2], "身份证号", joined
+            return place + 1, pieces[place][2], "身份证号", joined
         if (
             local
             and len(joined) in {7, 8}
@@ -219,25 +230,24 @@ def _by_context(text: str, pieces: list[Piece], at: int) -> tuple[int, int, str,
             following = pieces[place + 1] if place + 1 < len(pieces) else None
             if len(joined) == 7 and following and len(following[0]) == 1 and following[1] == pieces[place][2]:
                 continue
-            return place - at + 1, pieces[place][2], "座机号", joined
+            return place + 1, pieces[place][2], "座机号", joined
     return None
 
 
 def _numbers(text: str) -> Iterator[Span]:
-    last = 0
-    for run in _RUN.finditer(text):
-        pieces = _pieces(text, run.start(), run.end())
-        at = 0
-        while at < len(pieces):
-            first = pieces[at][0][0]
+    last = at = 0
+    while run := _RUN.search(text, at):
+        coming = _pieces(text, run.start())
+        pieces = list(islice(coming, WINDOW))
+        while pieces:
+            start, at = pieces[0][1], pieces[0][2]
             found = None
-            if first != "X" and (len(pieces[at][0]) < 20):
-                found = _in_run(text, pieces, at) or _by_context(text, pieces, at)
-            if found is None or _is_no_person(text, pieces[at][1], found[1], found[2], last):
-                at += 1
+            if pieces[0][0][0] != "X" and len(pieces[0][0]) <= 20:
+                found = _in_run(text, pieces) or _by_context(text, pieces)
+            if found is None or _is_no_person(text, start, found[1], found[2], last):
+                pieces = [*pieces[1:], *islice(coming, 1)]
                 continue
             taken, end, kind, value = found
-            start = pieces[at][1]
             # (010)... and (+86)...: the bracket and the plus belong to it.
             if text[start - 1 : start] in {"+", "＋"}:
                 start -= 1
@@ -246,10 +256,11 @@ def _numbers(text: str) -> Iterator[Span]:
             if kind == "座机号" and (extension := _EXTENSION.match(text, end)):
                 end = extension.end()
             yield max(start, last), end, kind, value
-            last = end
-            at += taken
-            while at < len(pieces) and pieces[at][1] < end:
-                at += 1
+            last = at = end
+            del pieces[:taken]
+            pieces += islice(coming, WINDOW - len(pieces))
+            while pieces and pieces[0][1] < end:
+                pieces = [*pieces[1:], *islice(coming, 1)]
 
 
 def _is_no_person(text: str, start: int, end: int, kind: str, last: int) -> bool:
