@@ -1,6 +1,7 @@
-"""What can end a fine-tuning run, and the exit status each one becomes.
+"""What can end a command of training, and the exit status each one becomes.
 
-FineTuningError
+TrainingError
+├── DataError               4  calls that cannot be used; nothing was written
 ├── UnusableDataError       2  rows or categories that nothing can be learned from
 ├── RunMismatchError        2  the run directory holds another run
 ├── LossNotFiniteError      1  training diverged; the message names the calls
@@ -17,21 +18,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class FineTuningError(Exception):
-    """Root of what ends a run."""
+class TrainingError(Exception):
+    """Root of what ends a command."""
 
     exit_status = 2
 
 
-class UnusableDataError(FineTuningError):
+class DataError(TrainingError, ValueError):
+    """Calls that cannot be used. The message says where, what was got and what is allowed."""
+
+    exit_status = 4
+
+
+class UnusableDataError(TrainingError):
     """Rows or categories that nothing can be learned from."""
 
 
-class RunMismatchError(FineTuningError):
+class RunMismatchError(TrainingError):
     """The run directory holds another run."""
 
 
-class LossNotFiniteError(FineTuningError):
+class LossNotFiniteError(TrainingError):
     """Training diverged."""
 
     exit_status = 1
@@ -48,19 +55,19 @@ class LossNotFiniteError(FineTuningError):
         )
 
 
-class CheckpointError(FineTuningError):
+class CheckpointError(TrainingError):
     """A checkpoint could not be written, or none of those there can be used."""
 
     exit_status = 4
 
 
-class GradientCheckError(FineTuningError):
+class GradientCheckError(TrainingError):
     """4-bit layers give wrong gradients here."""
 
     exit_status = 4
 
 
-class InterruptedRunError(FineTuningError):
+class InterruptedRunError(TrainingError):
     """A signal came; a checkpoint was written."""
 
     def __init__(self, signal: int, step: int, go_on: str) -> None:

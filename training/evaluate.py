@@ -34,7 +34,7 @@ from model_server import classification
 from model_server.classification import LABELS
 from model_server.errors import ConfigurationError, DeploymentError
 from training import baselines, metrics, prepared
-from training.raw_calls import DataError
+from training.errors import DataError
 from training.records import FineTuningResult, TrainingData
 from training.scores import Scored, read_scores, write_scores
 

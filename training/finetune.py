@@ -52,10 +52,10 @@ from model_server.errors import ConfigurationError, DeploymentError
 from training import base_model, batches, checkpoints, inputs, plan, quantized
 from training.errors import (
     CheckpointError,
-    FineTuningError,
     InterruptedRunError,
     LossNotFiniteError,
     RunMismatchError,
+    TrainingError,
 )
 from training.inputs import Inputs
 from training.label_tokens import answer_loss, label_logits, label_loss, score
@@ -535,7 +535,7 @@ def run(arguments: Sequence[str]) -> int:
     except (runconfig.ConfigError, DeploymentError) as error:
         print(error, file=sys.stderr)
         return 2
-    except FineTuningError as error:
+    except TrainingError as error:
         print(error, file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:

@@ -34,7 +34,7 @@ import runconfig
 from model_server import cgroup
 from model_server.errors import ConfigurationError, DeploymentError, ResourceInsufficientError
 from training import base_model, batches, inputs
-from training.errors import FineTuningError
+from training.errors import TrainingError
 from training.inputs import Inputs
 from training.label_tokens import label_logits, label_loss
 from training.settings import FineTuningSettings
@@ -308,7 +308,7 @@ def main(arguments: Sequence[str]) -> int:
         print(plan.arithmetic_line)
         check(plan, config, device, 1)
         spent = seconds(config, given, dtype, device)
-    except (runconfig.ConfigError, ConfigurationError, DeploymentError, FineTuningError) as error:
+    except (runconfig.ConfigError, ConfigurationError, DeploymentError, TrainingError) as error:
         print(error, file=sys.stderr)
         return 2
     total = spent["loading_s"] + spent["training_s"] + spent["evaluating_s"]

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from training.raw_calls import DataError
+from training.errors import DataError
 from training.records import TrainingData
 
 MANIFEST = "manifest.json"

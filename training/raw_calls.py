@@ -22,15 +22,12 @@ from pydantic import Field
 import runconfig
 from model_server.classification import LABELS, SPEAKERS
 from model_server.masking import mask
+from training.errors import DataError
 
 Format = Literal["jsonl", "csv", "parquet"]
 Encoding = Literal["utf-8", "gb18030", "big5"]
 LONGEST_RECORD_BYTES = 16 * 1024**2
 """A call of eight hours has under 1 MB; a longer line is a file of another kind."""
-
-
-class DataError(ValueError):
-    """Calls that cannot be used. The message says where, what was got and what is allowed."""
 
 
 class Source(runconfig.RunConfig):

@@ -18,18 +18,13 @@ TRAINING = cache_dir() / "venvs/training/bin/python"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nonexistent"}
 
 WRITE_PARQUET = """
-import json
 from pathlib import Path
-import pyarrow, pyarrow.parquet
+from training import prepared
 from training.calls import CallSettings, make_splits
 
 def write(folder, seed, counts, keep):
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, calls in make_splits(CallSettings(seed=seed), counts).items():
-        rows = [{**c.model_dump(), "metadata": json.dumps(c.metadata, ensure_ascii=False)} for c in calls if keep(c)]
-        table = pyarrow.Table.from_pylist(rows) if rows else pyarrow.table({"conversation_id": []})
-        pyarrow.parquet.write_table(table, folder / f"{part}.parquet")
+    parts = make_splits(CallSettings(seed=seed), counts)
+    prepared.write(Path(folder), {part: [call for call in calls if keep(call)] for part, calls in parts.items()})
 """
 
 

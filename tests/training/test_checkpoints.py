@@ -55,7 +55,7 @@ def test_killed_at_write_points_it_goes_on_bit_for_bit(training, small, whole, t
         assert kill_and_go_on(training, small, whole, tmp_path / "run", kill_at_event=event).status == -9
 
 
-@pytest.mark.slow
+@pytest.mark.computing
 @pytest.mark.timeout(3600)
 def test_killed_at_every_write_point_and_at_random_moments_it_goes_on_bit_for_bit(
     training, small, whole, tmp_path, capsys

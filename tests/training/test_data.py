@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import runconfig
 from model_server.classification import LABELS
 from training import data, prepared
+from training.errors import DataError
 from training.near_duplicates import grams
-from training.raw_calls import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = list(LABELS.values())
@@ -376,7 +376,7 @@ def test_every_committed_config_can_be_read(name):
     assert runconfig.load(data.DataSettings, ROOT / "training/configs" / name).sources
 
 
-@pytest.mark.slow
+@pytest.mark.computing
 def test_time_and_memory_grow_no_faster_than_the_calls(tmp_path):
     """The full measurement is ``python -m training.data_scale``; this one is a twentieth of it."""
     words = ["small=8000", "large=40000", f"folder={tmp_path}"]

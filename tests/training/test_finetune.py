@@ -17,6 +17,7 @@ import runconfig
 from model_server.cache import cache_dir
 from model_server.classification import LABELS
 from training.calls import CallSettings, make_splits
+from training.data import DataSettings
 from training.settings import FineTuningSettings
 
 pytestmark = pytest.mark.training
@@ -245,7 +246,7 @@ def test_how_a_step_is_split_changes_rounding_only(training, small, trained):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.computing
 def test_two_processes_learn_what_one_does(training, small, trained, tmp_path):
     """With dropout: masks follow from step and micro-batch, not from the process. accelerate starts torchrun."""
     run_dir = tmp_path / "two"
@@ -265,7 +266,7 @@ def test_two_processes_learn_what_one_does(training, small, trained, tmp_path):
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.computing
 def test_an_adapter_can_learn_its_calls_by_heart(training, small, tmp_path):
     """On a base that has learned other calls (on random weights no adapter does), 16 new ones until all are right."""
     data = tmp_path / "data"
@@ -506,6 +507,8 @@ print(load_config_from_file({str(path)!r}).num_processes)
         assert training.code(code) == raw["num_processes"]
     elif path.name.startswith("finetune_"):
         assert runconfig.load(FineTuningSettings, path).base_model == raw["base_model"]
+    elif path.name.startswith("data_"):
+        assert str(runconfig.load(DataSettings, path).out) == raw["out"]
     else:
         assert path.name in {"complaints_tiny.yml", "new_base_tiny.yml"}
         assert Path(raw["out"]).parts[0] in {"models", "runs"}

@@ -22,7 +22,7 @@ def report(module, words):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.computing
 def test_the_predicted_peak_is_what_a_run_takes(small, tmp_path):
     """Within 15 %, each in a process of its own, whose libraries count; the step takes a quarter of it here."""
     words = ["method=lora", "batch=64", "micro_batch=64", "dtype=bfloat16", "steps=3", "checkpoint_every=null"]

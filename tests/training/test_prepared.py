@@ -9,7 +9,7 @@ import runconfig
 from model_server.classification import LABELS
 from training import data, prepared
 from training.calls import CallSettings, make_splits
-from training.raw_calls import DataError
+from training.errors import DataError
 
 
 @pytest.fixture

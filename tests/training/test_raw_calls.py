@@ -7,7 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from training.raw_calls import DataError, Fields, Problems, Reading, Source, read_calls, read_problems
+from training.errors import DataError
+from training.raw_calls import Fields, Problems, Reading, Source, read_calls, read_problems
 
 CALL = {"conversation_id": "c1", "input_text": "客户:多扣了我钱", "complaint_category": "收费争议"}
 
