@@ -16,6 +16,7 @@ import yaml
 import runconfig
 from model_server.cache import cache_dir
 from model_server.classification import LABELS
+from training import prepared
 from training.calls import CallSettings, make_splits
 from training.data import DataSettings
 from training.settings import FineTuningSettings
@@ -272,6 +273,7 @@ def test_an_adapter_can_learn_its_calls_by_heart(training, small, tmp_path):
     data = tmp_path / "data"
     training.write_data(data, seed=77, train=16, validation=16, test=1)
     shutil.copyfile(data / "train.parquet", data / "validation.parquet")
+    prepared.write_manifest(data, {})
     words = ["steps=150", "evaluate_every=150", "checkpoint_every=null", "learning_rate=3e-3"]
     full = [f"run_dir={tmp_path / 'full'}", "method=full", "batch=24", "micro_batch=24"]
     done = training.finetune(small.config, *words, *full)
