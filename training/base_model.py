@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalL
 
 from model_server import model_source
 from model_server.errors import ModelLoadError
-from training import checkpoints, quantized
+from training import quantized
+from training.durable_files import sha256
 from training.settings import Lora
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -73,7 +74,7 @@ def _pinned(source: str) -> str:
 def digests(path: Path) -> dict[str, str]:
     """sha256 of what the weights and the tokens of a base depend on, by file."""
     names = ["config.json", "tokenizer.json", *sorted(file.name for file in path.glob("*.safetensors"))]
-    return {name: checkpoints.sha256(path / name) for name in names if (path / name).is_file()}
+    return {name: sha256(path / name) for name in names if (path / name).is_file()}
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -6,7 +6,6 @@ sha256 of each file last; only then is it renamed to ``step-000200``. Reading be
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from training.durable_files import sha256, to_disk
 from training.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -47,9 +47,9 @@ def write(checkpoints: Path, step: int, fill: Callable[[Path], None]) -> Path:
         fill(partial)
         digests = {name: {"sha256": sha256(partial / name)} for name in _files_below(partial)}
         for name in digests:
-            _sync(partial / name)
+            to_disk(partial / name)
         (partial / MANIFEST).write_text(json.dumps({"step": step, "files": digests}, indent=1) + "\n", encoding="utf-8")
-        _sync(partial / MANIFEST)
+        to_disk(partial / MANIFEST)
         _put(partial, final)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
         shutil.rmtree(partial, ignore_errors=True)
@@ -115,7 +115,7 @@ def publish(model: Path, best: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(model, partial)
         for name in _files_below(partial):
-            _sync(partial / name)
+            to_disk(partial / name)
         _put(partial, best)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -133,39 +133,26 @@ def same_weights(model: Path, best: Path) -> bool:
     )
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a small file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
-    _sync(partial)
+    to_disk(partial)
     partial.replace(path)
-    _sync(path.parent)
+    to_disk(path.parent)
 
 
 def _put(partial: Path, final: Path) -> None:
     """Rename a finished directory to its name; one of the same name goes first, since rename replaces files only."""
     for folder, _, _ in os.walk(partial, topdown=False):
-        _sync(Path(folder))
+        to_disk(Path(folder))
     old = final.with_name(f".{final.name}.deleted")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    _sync(final.parent)
+    to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files_below(directory: Path) -> Iterator[str]:

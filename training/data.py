@@ -38,9 +38,10 @@ from pydantic import Field, field_validator, model_validator
 import runconfig
 from model_server.classification import CATEGORIES, clean_call
 from model_server.masking import mask
+from training.durable_files import sha256, to_disk
 from training.errors import DataError
 from training.near_duplicates import BANDS, GRAM, ROWS, Components, band_hashes, join_near_duplicates
-from training.prepared import SCHEMA, sha256, to_disk, write_manifest
+from training.prepared import SCHEMA, write_manifest
 from training.raw_calls import Problem, Problems, RawCall, Reading, Source, read_calls, read_problems
 from training.splits import assign_parts, balance, stable_hash
 

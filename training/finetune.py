@@ -50,6 +50,7 @@ from model_server import cgroup
 from model_server.classification import write_settings
 from model_server.errors import ConfigurationError, DeploymentError
 from training import base_model, batches, checkpoints, inputs, plan, quantized
+from training.durable_files import sha256
 from training.errors import (
     CheckpointError,
     InterruptedRunError,
@@ -336,7 +337,7 @@ def _describe(
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    data = {f"{part}.parquet": checkpoints.sha256(config.data / f"{part}.parquet") for part in ("train", "validation")}
+    data = {f"{part}.parquet": sha256(config.data / f"{part}.parquet") for part in ("train", "validation")}
     others = {"replay": None if config.replay is None else config.replay.file}
     others["adapter"] = None if config.adapter is None else config.adapter / "adapter_model.safetensors"
     return {
@@ -346,7 +347,7 @@ def _describe(
         "seed": config.seed,
         "steps": given.steps,
         "base": {"source": str(config.base_model), "path": str(given.path), "sha256": base},
-        "data": data | {name: checkpoints.sha256(path) for name, path in others.items() if path is not None},
+        "data": data | {name: sha256(path) for name, path in others.items() if path is not None},
         "order_sha256": batches.order_sha256(config.seed, given.steps, config.batch, given.train.conversation_ids),
         "prompt_sha256": given.settings.prompt_sha256,
         "git_revision": _git_revision(),

@@ -6,9 +6,7 @@ masked; ``manifest.json``, written last, the sha256 of every file, of the source
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from training.durable_files import sha256, to_disk
 from training.errors import DataError
 from training.records import TrainingData
 
@@ -29,11 +28,6 @@ SCHEMA = pyarrow.schema(
         pyarrow.field("metadata", pyarrow.string(), nullable=False),
     ]
 )
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(folder: Path, parts: Mapping[str, Sequence[TrainingData]]) -> None:
@@ -56,15 +50,6 @@ def write_manifest(folder: Path, more: Mapping[str, Any]) -> None:
         to_disk(path)
     unfinished.rename(folder / MANIFEST)
     to_disk(folder)
-
-
-def to_disk(path: Path) -> None:
-    """Wait until the disk has the file, or the names in the directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

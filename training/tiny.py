@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from tokenizers import AddedToken
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import runconfig
 from model_server import optimize
@@ -48,11 +47,11 @@ from model_server.classification import (
 from model_server.masking import KINDS, mask
 from training import dialogue
 from training.baselines import baselines
-from training.bpe import train_bpe
+from training.batches import corrupt
 from training.calls import CallSettings, make_splits
-from training.chat_template import CHAT_TEMPLATE
 from training.label_tokens import label_logits, label_loss, pad, score
 from training.metrics import calibration_error, fit_temperature, macro_f1, review_threshold
+from training.new_base import train_tokenizer
 from training.records import TrainingData
 
 # Shapes: B calls, T tokens, V vocabulary, K labels.
@@ -104,28 +103,6 @@ class TinySettings(runconfig.RunConfig):
     """The review threshold is the lowest confidence above which validation calls are right this often."""
     export: bool = True
     """False stops after the evaluation."""
-
-
-def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with those of Qwen's special tokens that a chat needs."""
-    tokenizer = train_bpe(texts, vocabulary)
-    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",  # noqa: S106  a token of text, not a secret
-        pad_token="<|endoftext|>",  # noqa: S106
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=context,
-    )
-
-
-def corrupt(row: list[int], share: float, keep: int, rng: random.Random, vocabulary: int) -> list[int]:
-    """The row with a share of its tokens replaced by any others; the last ``keep`` stay."""
-    body = len(row) - keep
-    return [rng.randrange(vocabulary) if at < body and rng.random() < share else token for at, token in enumerate(row)]
 
 
 def chat_loss(model: Qwen3ForCausalLM, prompts: list[list[int]], answers: list[list[int]], fill: int) -> Tensor:

@@ -9,6 +9,7 @@ import runconfig
 from model_server.classification import LABELS
 from training import data, prepared
 from training.calls import CallSettings, make_splits
+from training.durable_files import sha256
 from training.errors import DataError
 
 
@@ -77,6 +78,6 @@ def test_the_manifest_has_the_hash_of_every_file_and_source(folder):
     manifest = prepared.read_manifest(folder)
     assert set(manifest["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
     for name, of in manifest["files"].items():
-        assert of == {"sha256": prepared.sha256(folder / name), "bytes": (folder / name).stat().st_size}
-    assert manifest["sources"][0]["sha256"] == prepared.sha256(folder.parent / "calls.jsonl")
+        assert of == {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+    assert manifest["sources"][0]["sha256"] == sha256(folder.parent / "calls.jsonl")
     assert set(manifest["versions"]) == {"python", "numpy", "pyarrow", "rensa"}
