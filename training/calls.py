@@ -244,7 +244,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
     if opening and wide < 0.3:  # the caller greets, the agent answers, then comes the matter
         turns += [("客户", ",".join(opening)), ("客服", said("acknowledge"))]
         opening = []
-    span = issue
+    span, settled = issue, ""
     if kind == "plain":
         first, comma, rest = issue.partition(",")
         if comma and draw() < 0.15:  # the matter in two breaths
@@ -280,6 +280,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
     if split == "train" and draw() < settings.label_noise:
         label = rng.choice([one for one in LETTERS if one != letter])
     start = text.index(span)
+    before = text.index(settled) if settled else 0
     call = TrainingData(
         conversation_id=f"call-{settings.seed}-{index:06d}",
         input_text=text,
@@ -294,6 +295,8 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
             "asr": asr,
             "personal_data": personal,
             "gold_span": [start, start + len(span)],
+            "settled": LABELS[other] if settled else None,
+            "settled_span": [before, before + len(settled)] if settled else None,
         },
     )
     return call, split

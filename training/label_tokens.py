@@ -18,8 +18,10 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
-def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V).
+def hidden_states(
+    model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int
+) -> tuple[Tensor, Tensor]:
+    """What the network makes of each row after ``prefix``: before its last layer and after it, (B, T, H) each.
 
     The prefix is the same for all, so its keys and values are computed once, gradients included; it is 60 %
     of a prompt, and a step costs less than half.
@@ -27,10 +29,20 @@ def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[
     cache = DynamicCache(config=model.config)
     model.model(input_ids=torch.tensor([list(prefix)]), past_key_values=cache)
     cache.batch_repeat_interleave(len(rows))
-    hidden = model.model(input_ids=pad(rows, fill), past_key_values=cache).last_hidden_state
+    found = model.model(input_ids=pad(rows, fill), past_key_values=cache, output_hidden_states=True)
+    return found.hidden_states[-2], found.last_hidden_state
+
+
+def last_logits(model: Qwen3ForCausalLM, hidden: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits over the vocabulary at the last token of each row, (B, V), from (B, T, H)."""
     last = torch.tensor([len(row) - 1 for row in rows])
     logits: Tensor = model.lm_head(hidden[torch.arange(len(rows)), last])
     return logits.float()
+
+
+def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V)."""
+    return last_logits(model, hidden_states(model, prefix, rows, fill)[1], rows)
 
 
 def label_loss(logits: Tensor, label_ids: Tensor, truth: Tensor, mass_weight: float) -> Tensor:
