@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -133,6 +134,16 @@ def _places(letter: str, part: Split, domain: str | None) -> tuple[int, ...]:
     return tuple(at for at in of if domain in grammar.category(letter).wordings[at].domains) or tuple(of)
 
 
+def _drawn(places: tuple[int, ...], letter: str, rng: random.Random) -> int:
+    """One of the places; a line with many alternatives is drawn more often."""
+    return rng.choices(places, cum_weights=_sizes(places, letter))[0]
+
+
+@cache
+def _sizes(places: tuple[int, ...], letter: str) -> list[int]:
+    return list(accumulate(grammar.category(letter).wordings[at].alternatives for at in places))
+
+
 @cache
 def _slot(name: str) -> grammar.Pattern:
     return (grammar.common()[name],)
@@ -214,7 +225,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
     unseen = split != "train" and draw() < settings.p_unseen
     part: Split = split if unseen else "train"
     letter = rng.choices(LETTERS, _weights(settings.zipf))[0]
-    at = rng.choice(_places(letter, part, None))
+    at = _drawn(_places(letter, part, None), letter, rng)
     wording = grammar.category(letter).wordings[at]
     domain = rng.choices(wording.domains, [WEIGHTS.get(each, 1) for each in wording.domains])[0]
     asr, loose = draw() < settings.p_asr, draw() < settings.p_colloquial
@@ -254,7 +265,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
             turns.append(("客户", ",".join([*opening, issue])))
     else:
         places = _places(other, part, domain)
-        settled = matter(grammar.category(other).wordings[rng.choice(places)])
+        settled = matter(grammar.category(other).wordings[_drawn(places, other, rng)])
         if opening:
             turns.append(("客户", ",".join(opening)))
         if kind == "contrast":
@@ -387,6 +398,7 @@ class OutputSettings(runconfig.RunConfig):
     """JSON lines file to write."""
     count: int = Field(default=400, ge=1)
     seed: int = 7
+    difficulty: Difficulty = "standard"
     split: Split | None = None
     """Only this part; None takes the calls as they come."""
 
@@ -398,7 +410,7 @@ def main(arguments: Sequence[str]) -> int:
     except runconfig.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    settings = CallSettings(seed=wanted.seed)
+    settings = CallSettings(seed=wanted.seed, difficulty=wanted.difficulty)
     lines: list[str] = []
     for call, split in make_calls(settings):
         if wanted.split in {None, split}:

@@ -70,8 +70,16 @@ Pattern = Sequence[Part]
 class Wording:
     """One way to tell of one cause."""
 
-    pattern: Pattern
+    line: Choice
     domains: tuple[str, ...]
+
+    @property
+    def pattern(self) -> Pattern:
+        return (self.line,)
+
+    @property
+    def alternatives(self) -> int:
+        return len(self.line.of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +95,23 @@ def parse(text: str) -> Choice:
         ValueError: A bracket has no partner.
     """
     stack: list[list[list[Part]]] = [[[]]]
-    for token in re.findall(r"\{\w+\}|[(|)]|[^(|){}]+|[{}]", text):
-        if token == "(":
+    for piece in re.findall(r"\{\w+\}|[(|)]|[^(|){}]+|[{}]", text):
+        if piece == "(":
             stack.append([[]])
-        elif token == "|":
+        elif piece == "|":
             stack[-1].append([])
-        elif token == ")" and len(stack) > 1:
+        elif piece == ")" and len(stack) > 1:
             alternatives = [*map(tuple, stack.pop())]
             said = [alternative for alternative in alternatives if alternative]
             if len(said) < len(alternatives):  # what may be left out is left out one time in five, or fewer
                 alternatives = [*said * max(1, 4 // max(1, len(said))), ()]
             stack[-1][-1].append(Choice(tuple(alternatives)))
-        elif token[0] == "{" and len(token) > 1:
-            stack[-1][-1].append(Slot(token[1:-1]))
-        elif token in {")", "{", "}"}:
-            raise ValueError(f"{token!r} without its partner in {text!r}")
+        elif piece[0] == "{" and len(piece) > 1:
+            stack[-1][-1].append(Slot(piece[1:-1]))
+        elif piece in {")", "{", "}"}:
+            raise ValueError(f"{piece!r} without its partner in {text!r}")
         else:
-            stack[-1][-1].append(token)
+            stack[-1][-1].append(piece)
     if len(stack) > 1:
         raise ValueError(f"'(' without its partner in {text!r}")
     return Choice(tuple(map(tuple, stack[0])))
@@ -147,7 +155,7 @@ def category(letter: str) -> Category:
     """The wordings of a category, in the order of its file: their places are their names."""
     read = sections(FOLDER / f"{FILES[letter]}.txt")
     wordings = [
-        Wording((line,), DOMAINS if header == "*" else tuple(header.split(",")))
+        Wording(line, DOMAINS if header == "*" else tuple(header.split(",")))
         for header, lines in read.items()
         if header != "+"
         for line in lines
@@ -157,7 +165,7 @@ def category(letter: str) -> Category:
     return Category(tuple(wordings), Choice(tuple(pattern for line in read["+"] for pattern in line.of)))
 
 
-def say(pattern: Pattern, draw: Draw, domain: str, given: Mapping[str, str] = {}) -> str:  # noqa: B006  never changed
+def say(pattern: Pattern, draw: Draw, domain: str, given: Mapping[str, str] = {}) -> str:
     """One text of the pattern.
 
     Args:
@@ -166,19 +174,19 @@ def say(pattern: Pattern, draw: Draw, domain: str, given: Mapping[str, str] = {}
     Raises:
         KeyError: A slot is neither given nor in common.txt.
     """
-    slots, out = common(), []  # type: tuple[Mapping[str, Choice], list[str]]
+    slots = common()
+    out: list[str] = []
 
     def walk(parts: Pattern) -> None:
         for part in parts:
-            if type(part) is str:
+            if isinstance(part, str):
                 out.append(part)
-            elif type(part) is Choice:
+            elif isinstance(part, Choice):
                 walk(part.of[int(draw() * len(part.of))])
-            elif part.name in given:  # type: ignore[union-attr]
-                out.append(given[part.name])  # type: ignore[union-attr]
+            elif part.name in given:
+                out.append(given[part.name])
             else:
-                name = part.name  # type: ignore[union-attr]
-                of = (slots.get(f"{name}@{domain}") or slots[name]).of
+                of = (slots.get(f"{part.name}@{domain}") or slots[part.name]).of
                 walk(of[int(draw() * len(of))])
 
     walk(pattern)
