@@ -97,7 +97,7 @@ class TinySettings(runconfig.RunConfig):
     single word decides, and which of two matters is open, which hangs on one word, is still learned (1,000 steps,
     accuracy on unseen wordings / ordinal calls: .22 / .89 without, .66 / .71 with a constant 8 %)."""
     matter_weight: float = Field(default=0.5, ge=0)
-    """Weight of the loss over the tokens of each matter, whose category the generator knows; see ``reader``."""
+    """Weight of the loss over the tokens of each matter, whose category the generator knows; 0 does without."""
     evidence: float = Field(default=1.0, ge=0)
     """Tokens begin with what naive Bayes knows of them, so many times the width of a random start; 0: random."""
     chat_batch: int = Field(default=3, ge=0)
@@ -285,9 +285,11 @@ def main(config: TinySettings) -> dict[str, Any]:
         with torch.no_grad():  # the first K of the H numbers of a token
             found = evidence(rows, told, len(tokenizer), len(names))
             model.model.embed_tokens.weight[:, : len(names)] = config.evidence * network.initializer_range * found
-    # Reads below the last layer which category each token tells of. It helps learning and is not kept.
+    # Reads below the last layer which category each token tells of, settled matters included, so that the last
+    # layer has only to find the open one. With it and `evidence` .48 after 150 batches of 32; without, .50 after 300
+    # of 48. It is not kept.
     reader = torch.nn.Linear(config.hidden, len(names))
-    # Matrices inside the layers by Muon, which learns twice as much a step; the rest by Adam.
+    # Matrices inside the layers by Muon (validation macro-F1 on `hard` after 100 steps: .58, with Adam .32).
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
     optimisers = [
@@ -379,6 +381,7 @@ def main(config: TinySettings) -> dict[str, Any]:
         "temperature": settings.temperature,
         "review_threshold": settings.review_threshold,
         "seconds": round(time.monotonic() - started),
+        "cpu_seconds": round(time.process_time()),
         "versions": {"torch": torch.__version__},
         "config": config.model_dump(mode="json"),
     }

@@ -17,9 +17,11 @@ from model_server.masking import mask
 from training.baselines import keyword_category
 from training.calls import CallSettings, make_splits
 from training.metrics import macro_f1
+from training.records import TrainingData
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "complaints-tiny"
+NATURAL = ROOT / "training" / "natural" / "development.jsonl"
 TRAINING = cache_dir() / "venvs/training/bin/python"
 
 
@@ -83,7 +85,7 @@ def test_its_chat_template_renders_the_prompt_it_was_trained_with():
 
 
 async def test_served_it_scores_like_the_float_model_and_beats_the_keywords(test_calls, capsys):
-    """The bars of the project: macro-F1 >= 0.90 where keywords stay under 0.70; INT8 costs next to nothing."""
+    """The bars of the project: macro-F1 >= 0.93 where keywords stay at 0.68 or less; INT8 costs next to nothing."""
     settings = classification.load_settings(MODEL)
     reference = json.loads((MODEL / "reference_scores.json").read_text("utf-8"))
     engine = await loaded(MODEL)
@@ -104,8 +106,27 @@ async def test_served_it_scores_like_the_float_model_and_beats_the_keywords(test
     assert len(reference) == 200
     assert flipped == 0
     assert difference < 0.2
-    assert macro_f1(truth, keywords) < 0.70
-    assert macro_f1(truth, chosen) >= 0.90
+    assert macro_f1(truth, keywords) <= 0.68
+    assert macro_f1(truth, chosen) >= 0.93
+
+
+async def test_it_knows_natural_calls_that_its_training_never_showed(capsys):
+    """Written by hand. The grammar was written with an eye on them, so that others' calls are harder."""
+    settings = classification.load_settings(MODEL)
+    calls = [TrainingData(**json.loads(line)) for line in NATURAL.read_text("utf-8").splitlines()]
+    engine = await loaded(MODEL)
+    try:
+        served = await scores_of(engine, calls, MODEL)
+    finally:
+        await engine.close()
+    right = [
+        classification.decide(row, settings)["category"] == call.complaint_category
+        for row, call in zip(served, calls, strict=True)
+    ]
+    with capsys.disabled():
+        print(f"\nnatural calls of development: {sum(right) / len(right):.3f} of {len(right)}")
+    assert len(calls) >= 150
+    assert sum(right) / len(right) >= 0.75
 
 
 async def test_confidence_is_lower_where_it_is_wrong(test_calls):
@@ -157,8 +178,8 @@ async def test_a_small_run_learns_and_its_export_scores_like_its_float_model(tmp
     report = json.loads(done.stdout.splitlines()[-1])
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps[0]["train_loss"] > steps[1]["train_loss"]
-    # Twelve tokens of about 1,600 hold 0.0075 of the probability before anything is learned.
-    assert steps[1]["validation_label_mass"] > 10 * 0.0075
+    # Twelve tokens of about 3,000 hold 0.004 of the probability before anything is learned.
+    assert steps[1]["validation_label_mass"] > 5 * 0.004
     calls = make_splits(CallSettings(**report["config"]["calls"]), {"test": 200})["test"]
     engine = await loaded(tmp_path / "out")
     try:
@@ -201,6 +222,50 @@ print(json.dumps({
     assert found["ece"] == pytest.approx(0.45)
     # Label probabilities are 0.9 and 0.1, their mass is 10/28: -ln 0.9 - 0.1 ln(10/28).
     assert found["loss"] == pytest.approx(0.10536 + 0.1 * 1.02962, abs=1e-4)
+
+
+@pytest.mark.training
+def test_batches_marks_and_evidence_agree_with_worked_examples():
+    """Marked tokens must spell the matter and nothing else; the log-odds were worked out by hand."""
+    code = """
+import itertools, json, random
+from transformers import PreTrainedTokenizerFast
+from training.calls import CallSettings, make_call
+from training.tiny import batches, evidence, matters, places_of_matters
+from model_server.classification import LABELS, clean_call
+from model_server.masking import mask
+tokenizer = PreTrainedTokenizerFast(tokenizer_file="models/complaints-tiny/tokenizer.json")
+names = list(LABELS.values())
+hard = CallSettings(difficulty="hard", p_asr=0)
+calls = [call for call, _ in (make_call(i, hard) for i in range(300)) if call.metadata["kind"] != "plain"]
+prepared = [mask(clean_call(call.input_text)) for call in calls]
+spelled = []
+for call, text, marks in zip(calls, prepared, places_of_matters(calls, prepared, tokenizer, names)):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for start, stop, of in matters(call, text):
+        said = tokenizer.decode([t for t, m in zip(ids, marks) if m == names.index(of)])
+        spelled.append([said, text[start:stop]])
+rows = [[0] * random.Random(i).randrange(1, 90) for i in range(100)]
+epoch = list(itertools.islice(batches(rows, 8, random.Random(0)), 12))
+print(json.dumps({
+    "spelled": spelled,
+    "places": sorted(at for batch in epoch for at in batch),
+    "spread": max(max(len(rows[at]) for at in b) - min(len(rows[at]) for at in b) for b in epoch),
+    "evidence": evidence([[0, 0, 1, 1]], [[0, 0, 1, -100]], 2, 2).tolist(),
+}))
+"""
+    done = subprocess.run([TRAINING, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["spelled"]) > 200
+    # A token may begin before the matter; it never ends after it.
+    assert all(matter.endswith(said[-3:]) and len(said) >= len(matter) - 3 for said, matter in found["spelled"])
+    assert len(set(found["places"])) == len(found["places"]) == 96
+    assert found["spread"] < 30
+    # Token 0 is 2 of 2 in category 0 and 0 of 1 in category 1: (2.5 / 3) against (0.5 / 2), halves of ln 3.33.
+    assert found["evidence"][0] == pytest.approx([0.60199, -0.60199], abs=1e-4)
+    # Token 1: (0.5 / 3) against (1.5 / 2), halves of ln 4.5.
+    assert found["evidence"][1] == pytest.approx([-0.75204, 0.75204], abs=1e-4)
 
 
 @pytest.mark.training
