@@ -1,12 +1,13 @@
-"""Seeded generator of Chinese complaint calls, and the keyword baseline they are measured against.
+"""Seeded generator of Chinese complaint calls, and the keywords of the baseline they are measured against.
 
 There is no public set of Chinese complaint calls with categories, so the project makes its own. A call is a
-scenario (domain, product, amount, customer) spoken in turns through a speech recognition channel. Keywords
-alone must not solve it: a call may raise two matters and say that one is settled ("contrast"), name the open
-one only by its place ("ordinal": 先说的那个弄好了, 就剩后面这个), and the agent may guess wrong. Scores on these
-calls say whether the machinery learns; they say nothing about real calls.
+scenario (cause, domain, product, amount, customer), worded by :mod:`training.grammar` and spoken in turns through a
+speech recognition channel. Keywords alone must not solve it: a call may raise two matters and say that one is
+settled ("contrast"), name the open one only by its place ("ordinal": 先说的那个弄好了, 就剩后面这个), and the agent
+may guess wrong. One wording in ten is for the test calls alone, one for the validation calls. Scores on these calls
+say whether the machinery learns; they say nothing about real calls.
 
-    python -m training.calls out=data/calls.jsonl count=400 seed=7 [split=test]
+    python -m training.calls out=data/calls.jsonl count=400 seed=7 [split=test] [difficulty=hard]
 
 writes JSON lines with the fields of :class:`TrainingData`. The same settings give the same bytes everywhere.
 """
