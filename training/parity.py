@@ -46,6 +46,8 @@ class ParitySettings(runconfig.RunConfig):
     """The first ones of the test calls."""
     epsilon: float = Field(default=0.05, ge=0, lt=1)
     """Of the calibrated probability: a smaller lead of the best category may be lost to rounding."""
+    forms: tuple[str, ...] | None = None
+    """Those of the run's folder to compare, for example openvino-int8; None takes all."""
     environment: Path = ENVIRONMENT
     """Whose limits the engines get."""
     urls: dict[str, str] = Field(default_factory=dict)
@@ -196,7 +198,12 @@ async def main(config: ParitySettings) -> list[Parity]:
     for name, url in config.urls.items():
         print(f"{name} at {url} ...", file=sys.stderr, flush=True)
         found.append(compare(name, reference, await by_http(url, texts), truth, config.epsilon, judged=True))
-    for form, (folder, engine) in forms_of(config.run_dir).items():
+    forms = forms_of(config.run_dir)
+    if missing := sorted(set(config.forms or ()) - set(forms)):
+        raise ConfigurationError(f"{config.run_dir} has no form {missing[0]}, it has {', '.join(forms) or 'none'}")
+    for form, (folder, engine) in forms.items():
+        if config.forms is not None and form not in config.forms:
+            continue
         print(f"{form} by {engine} ...", file=sys.stderr, flush=True)
         answers = await by_engine(folder, engine, config.environment, texts)
         found.append(compare(form, reference, answers, truth, config.epsilon, judged=not form.endswith("int4")))
