@@ -104,7 +104,8 @@ def rows_of(
             )
         prepared = prepare_call(call.input_text, settings, lambda text: len(encode(text)))
         prompt = prompt_text(prepared, settings)
-        ids = encode(prompt)
+        found = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=rationales)
+        ids = found["input_ids"]
         if ids[: len(prefix)] != prefix:
             raise UnusableDataError(
                 f"{part} call {call.conversation_id}: the tokeniser joins the end of the prompt's prefix with the "
@@ -112,8 +113,7 @@ def rows_of(
             )
         rows.append(ids[len(prefix) :])
         if rationales:
-            spans = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            ends = [end for _, end in spans[len(prefix) :]]
+            ends = [end for _, end in found["offset_mapping"][len(prefix) :]]
             marks.append(_marked(call, prompt, len(settings.prompt_prefix), ends, names))
     truth = [names.index(call.complaint_category) for call in calls]
     return LabelledRows(rows, truth, [call.conversation_id for call in calls], marks)

@@ -103,8 +103,13 @@ def rendered(pairs: Iterable[tuple[str, str]], suffix: str) -> Iterator[tuple[st
         yield f"<|im_start|>user\n{question}{suffix}", f"{answer}<|im_end|>"
 
 
+REMARKS = 3_000
+"""Of a replay file: more than a small run draws."""
+
+
 def pairs(calls: Sequence[TrainingData]) -> list[dict[str, Any]]:
-    """Lines of a replay file: half of what is drawn are questions, half remarks on calls."""
+    """Lines of a replay file: half of what is drawn are questions, half remarks on the first calls."""
+    calls = calls[:REMARKS]
     asked, told = questions(), about_calls(calls, [call.input_text for call in calls])
     weights = [len(told) / len(asked)] * len(asked) + [1.0] * len(told)
     return [

@@ -29,13 +29,10 @@ import runconfig
 from model_server import model_source
 from model_server.classification import INSTRUCTION, clean_call, settings_for
 from model_server.masking import KINDS, mask
-from training import batches, prepared
+from training import batches, dialogue, prepared
 from training.bpe import train_bpe
 from training.chat_template import CHAT_TEMPLATE
 from training.records import TrainingData
-
-_PAIRS = 3000
-"""Of a replay file, whose answers the tokeniser learns too: further ones say the same."""
 
 
 class NewBase(runconfig.RunConfig):
@@ -46,7 +43,7 @@ class NewBase(runconfig.RunConfig):
     data: Path
     """Prepared folder, whose training calls the tokeniser is learned from."""
     replay: Path | None = None
-    """JSON lines with prompt and answer: the tokeniser learns the answers too."""
+    """JSON lines with prompt and answer: the tokeniser learns the first answers too."""
     seed: int = Field(default=0, ge=0)
     vocabulary: int = Field(default=3_000, ge=600)
     """Tokens, special ones not counted. The output layer is the dearest part of a small model."""
@@ -142,7 +139,9 @@ def main(config: NewBase) -> dict[str, Any]:
     train = prepared.load(config.data, "train")
     calls = [mask(clean_call(call.input_text)) for call in train]
     tokens = "".join(f"<{kind}1>" for kind in KINDS)
-    answers = [] if config.replay is None else [pair.answer for pair in batches.read_pairs(config.replay)[:_PAIRS]]
+    answers = (
+        [] if config.replay is None else [pair.answer for pair in batches.read_pairs(config.replay)[: dialogue.REMARKS]]
+    )
     tokenizer = train_tokenizer([*calls, *[INSTRUCTION, tokens] * 500, *answers], config.vocabulary, config.context)
     model = random_network(config, tokenizer)
     if config.naive_bayes:
