@@ -64,6 +64,7 @@ class DailyLines:
 
     Args:
         name: What the files hold; the first part of their names.
+        undated: The file that is written has no day in its name, only its archives have.
         say: Given one sentence when lines begin to be lost, and one when they are written again.
         on_lost: Called for each line lost.
         on_new_day: Called before the first line, and before the first of each day.
@@ -78,11 +79,12 @@ class DailyLines:
         folder: Path,
         name: str,
         *,
+        undated: bool = False,
         say: Callable[[str], object],
         on_lost: Callable[[], object] = lambda: None,
         on_new_day: Callable[[], object] = lambda: None,
     ) -> None:
-        self._folder, self._name = folder, name
+        self._folder, self._name, self._undated = folder, name, undated
         self._say, self._on_lost, self._on_new_day = say, on_lost, on_new_day
         self._file: SharedFile | None = None
         self._day: date | None = None
@@ -92,12 +94,10 @@ class DailyLines:
     def append(self, at: datetime, row: Mapping[str, Any]) -> None:
         """Write ``{"timestamp": at, **row}``; ``at`` is aware, in local time."""
         line = encode({"timestamp": at.isoformat(timespec="milliseconds"), **row})
-        if self._file is None or at.date() != self._day:
-            self.close()
-            self._day = at.date()
-            self._file = SharedFile(path_of(self._folder, self._name, self._day))
-            self._on_new_day()
         try:
+            if self._file is None or at.date() != self._day:
+                self._begin(at.date())
+            assert self._file is not None
             self._file.append(line)
         except OSError as error:
             self.lost += 1
@@ -105,16 +105,36 @@ class DailyLines:
             self._on_lost()
             if self._missing == 1:
                 reason = error.strerror or error
-                self._say(f"cannot write {self._file.path} ({reason}): lines are lost until that is mended")
+                self._say(f"cannot write {self._path(at.date())} ({reason}): lines are lost until that is mended")
             return
         self.written += 1
         if self._missing:
-            self._say(f"{self._file.path} is written again; {self._missing} lines were lost")
+            self._say(f"{self._path(at.date())} is written again; {self._missing} lines were lost")
             self._missing = 0
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _begin(self, day: date) -> None:
+        self.close()
+        path = self._path(day)
+        last = self._day or _written_on(path)
+        if self._undated and last not in (None, day):
+            set_aside(path, self._name, last or day)
+        self._day, self._file = day, SharedFile(path)
+        self._on_new_day()
+
+    def _path(self, day: date) -> Path:
+        return self._folder / f"{self._name}.jsonl" if self._undated else path_of(self._folder, self._name, day)
+
+
+def _written_on(path: Path) -> date | None:
+    """The local day on which ``path`` was written last; None where there is none."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone().date()
+    except FileNotFoundError:
+        return None
 
 
 def local_now() -> datetime:

@@ -290,6 +290,14 @@ def _remembered(path: Path) -> _Read:
         return _Read()
 
 
+def forget_deleted_days(folder: Path) -> None:
+    """Delete what is remembered of days that have no files any more."""
+    there = {f"summary_{day:%Y%m%d}.json" for day in days(folder)}
+    for path in folder.glob("summary_????????.json"):
+        if path.name not in there:
+            path.unlink(missing_ok=True)
+
+
 def _remember(path: Path, summary: DailySummary, read: _Read) -> None:
     text = json.dumps({"summary": summary.model_dump(mode="json"), "read": read.model_dump(mode="json")})
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
