@@ -302,6 +302,7 @@ def _remember(path: Path, summary: DailySummary, read: _Read) -> None:
     text = json.dumps({"summary": summary.model_dump(mode="json"), "read": read.model_dump(mode="json")})
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        part.touch(mode=0o640)
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError:

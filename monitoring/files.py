@@ -48,6 +48,9 @@ OLLAMA_METRICS = "ollama_metrics"
 LOOK_S = 5.0
 """For an answer of the server or of Ollama, which a machine that computes with all cores may let wait."""
 
+QUIET_LOOKS = 5
+"""Once a second, before it is said that somebody waits: a server that is starting is no news."""
+
 CLOSE_S = 5
 """For answers under way when the monitor is stopped."""
 
@@ -223,8 +226,9 @@ def machine(folder: Path) -> dict[str, float]:
 
 async def _every_interval(settings: Settings, system: DailyLines, stopping: asyncio.Event) -> None:
     psutil.cpu_percent()  # the first reading has none before it
-    answers = True
-    while not await _over(stopping, settings.interval_s):
+    answers, wait_s = True, min(1, settings.interval_s)
+    while not await _over(stopping, wait_s):
+        wait_s = settings.interval_s
         system.append(local_now(), machine(settings.logs))
         problem = await _problem(settings)
         if answers and problem is not None:
@@ -249,15 +253,15 @@ async def _beside(settings: Settings, stopping: asyncio.Event) -> bool:
     Raises:
         NotAnsweringError: It does not, and nobody asked to wait.
     """
-    problem = await _problem(settings, tell=True)
-    if problem is not None and not settings.wait:
-        raise NotAnsweringError(f"{problem}; wait=true waits for it")
-    if problem is not None:
-        say(f"{problem}; waiting")
-    while problem is not None:
+    looks = 0
+    while (problem := await _problem(settings, tell=True)) is not None:
+        if not settings.wait:
+            raise NotAnsweringError(f"{problem}; wait=true waits for it")
+        looks += 1
+        if looks == QUIET_LOOKS:
+            say(f"{problem}; waiting")
         if await _over(stopping, 1):
             return False
-        problem = await _problem(settings, tell=True)
     return True
 
 
@@ -273,7 +277,7 @@ async def _problem(settings: Settings, *, tell: bool = False) -> str | None:
             told = f"Ollama at {settings.ollama} has {', '.join(names) or 'no model: ollama pull qwen3:0.6b'}"
         else:
             told = f"the server at {settings.server} is {answer.json()['status']}"
-            told += f"; it records its requests where serving.log_dir={settings.logs}"
+            told += f"; its requests are found here where its serving.log_dir is {settings.logs}"
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         if settings.ollama:

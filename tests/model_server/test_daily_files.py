@@ -15,7 +15,7 @@ import pytest
 
 from model_server import daily_files
 from model_server.daily_files import DailyLines, Retention, archive, files, path_of, set_aside
-from model_server.shared_file import SharedFile
+from model_server.shared_file import SharedFile, compress
 
 CHINA = timezone(timedelta(hours=8))
 NOON = datetime(2026, 11, 26, 12, tzinfo=CHINA)
@@ -79,7 +79,7 @@ def test_text_that_is_no_unicode_is_written_escaped(tmp_path):
 
 
 def test_two_processes_tear_and_lose_no_line(tmp_path):
-    """While a third moves the file away again and again, as an archiver would after a clock was set."""
+    """While a third archives the file again and again, as after a clock that was set."""
     code = textwrap.dedent("""
         import sys
         from datetime import datetime, timezone
@@ -95,7 +95,9 @@ def test_two_processes_tear_and_lose_no_line(tmp_path):
     live = path_of(tmp_path, "requests", NOON.date())
     while any(writer.poll() is None for writer in writers):
         set_aside(live, "requests", NOON.date())
-        time.sleep(0.02)
+        for part in tmp_path.glob("*.jsonl"):
+            if part != live:
+                compress(part)
     assert [writer.wait() for writer in writers] == [0, 0]
 
     parts = files(tmp_path, "requests")
@@ -218,6 +220,26 @@ def test_the_day_that_the_clock_shows_is_left_alone_whatever_else_is_there(tmp_p
     archive(tmp_path, ["requests"], KEEP, NOON.date())
 
     assert path_of(tmp_path, "requests", NOON.date()).exists()
+
+
+def test_a_file_without_a_day_in_its_name_is_set_aside_when_its_day_has_ended(tmp_path):
+    """Also when it was left by an earlier run."""
+    path = tmp_path / "calls.jsonl"
+    path.write_text('{"n": 0}\n')
+    yesterday = NOON - DAY
+    os.utime(path, (yesterday.timestamp(), yesterday.timestamp()))
+    lines = DailyLines(tmp_path, "calls", undated=True, say=pytest.fail)
+    for number, at in enumerate([NOON, NOON, NOON + DAY, NOON], 1):
+        lines.append(at, {"n": number})
+
+    day = datetime.fromtimestamp(yesterday.timestamp()).astimezone().strftime("%Y%m%d")
+    found = {path.name: [row["n"] for row in rows_of(path)] for path in tmp_path.iterdir()}
+    assert found == {
+        f"calls_{day}.1.jsonl": [0],
+        "calls_20261126.1.jsonl": [1, 2],
+        "calls_20261127.1.jsonl": [3],
+        "calls.jsonl": [4],
+    }
 
 
 def test_what_a_killed_archiver_left_is_done_again(tmp_path):

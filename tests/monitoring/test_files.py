@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -68,8 +69,11 @@ def test_it_records_until_it_is_told_to_end(command, tmp_path, until):
     assert summarise(tmp_path / "logs", local_now().date()).avg_cpu_percent is not None
 
 
-def test_the_default_is_a_line_a_minute():
+def test_the_default_is_a_line_a_minute_and_the_first_at_once(command, tmp_path, until):
     assert Settings().interval_s == 60
+    monitor = command("monitoring.files", f"logs={tmp_path}")
+    until(lambda: len(system_rows(tmp_path)) == 1, "a line")
+    assert monitor.end()[1]["system_lines"] == 1
 
 
 def test_a_second_monitor_in_the_same_folder_is_refused_and_one_after_it_is_not(command, tmp_path):
@@ -201,7 +205,7 @@ async def test_it_waits_for_what_is_not_there_yet_and_says_when_it_goes_and_come
     monitor.said("waiting")
     assert system_rows(tmp_path / "logs") == []
     for answer in ("the server at", "answers again"):
-        server = subprocess.Popen(["python3", "-c", SERVER, str(free_port)], stderr=subprocess.DEVNULL)
+        server = subprocess.Popen([sys.executable, "-c", SERVER, str(free_port)], stderr=subprocess.DEVNULL)
         monitor.said(answer)
         server.kill()
         server.wait()

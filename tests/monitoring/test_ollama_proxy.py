@@ -13,7 +13,7 @@ import pytest
 
 from monitoring import ollama_proxy
 from monitoring.ollama_proxy import FIGURES, GENERATING, recording_proxy
-from monitoring.request_files import request_line
+from monitoring.request_files import RequestLine, request_line
 
 LAST = {
     "model": "tiny",
@@ -129,7 +129,9 @@ async def passing(listen, told):
 
 def line_of(exchange):
     """Its line, as it will be read."""
-    return request_line(json.dumps({"timestamp": "2026-11-26T12:00:00+08:00"} | exchange.request_row()).encode())
+    row = exchange.request_row()
+    assert row.keys() < RequestLine.model_fields.keys(), "nothing is written that nobody reads"
+    return request_line(json.dumps({"timestamp": "2026-11-26T12:00:00+08:00"} | row).encode())
 
 
 async def settled(told, count=1):
