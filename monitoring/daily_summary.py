@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 
 import runconfig
 from model_server.daily_files import REQUESTS, DayFile, files, local_now
+from model_server.shared_file import remove_stale_parts
 from monitoring.request_files import CORRUPT, REQUEST_DECODER, SYSTEM, SYSTEM_DECODER
 from runconfig import ConfigError, RunConfig
 
@@ -292,6 +293,7 @@ def _remembered(path: Path) -> _Read:
 
 def forget_deleted_days(folder: Path) -> None:
     """Delete what is remembered of days that have no files any more."""
+    remove_stale_parts(folder, "summary_")
     there = {f"summary_{day:%Y%m%d}.json" for day in days(folder)}
     for path in folder.glob("summary_????????.json"):
         if path.name not in there:

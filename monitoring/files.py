@@ -341,7 +341,7 @@ async def _proxy(settings: Settings, exchanges: _Exchanges) -> AsyncIterator[Non
     proxy = listener.listen(recording_proxy(settings.ollama, exchanges), body_s=3600)
     proxy.config.timeout_graceful_shutdown = CLOSE_S
     serving = asyncio.create_task(proxy.serve(sockets=[sock]))
-    say(f"Ollama's recording proxy: http://{host}:{sock.getsockname()[1]}")
+    say(f"Ollama's recording proxy: http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}")
     try:
         yield
     finally:
