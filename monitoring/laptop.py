@@ -19,6 +19,7 @@ from pathlib import Path
 
 import runconfig
 from model_server import deployment
+from model_server.deployment import DeploymentConfig, Serving
 from model_server.errors import ConfigurationError
 from monitoring.files import OK, USAGE, Settings, Url, say
 from runconfig import ConfigError, RunConfig
@@ -48,8 +49,8 @@ the code of the one that ended (4: Ollama does not answer)
 """
 FAILED = 1
 
-STOP_S = 90.0
-"""For a server to finish what it has accepted: its default drain_s and what closing takes."""
+CLOSING_S = 15.0
+"""To end in, after a server's drain_s for what it has accepted."""
 
 _LOOK_S = 0.1
 
@@ -73,23 +74,23 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="see above")
     try:
         asked = runconfig.load(_Asked, None, parser.parse_intermixed_args(words).settings)
-        commands = _commands(asked)
+        config = deployment.load(asked.environment) if asked.ollama is None else None
     except (ConfigError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
-    code, first = run(commands)
+    code, first = run(_commands(asked, config), CLOSING_S + (config.serving.drain_s if config else 0))
     print(json.dumps({"logs": str(asked.logs), "ended_first": first, "exit_code": code}))
     return code
 
 
-def _commands(asked: _Asked) -> dict[str, list[str]]:
+def _commands(asked: _Asked, config: DeploymentConfig | None) -> dict[str, list[str]]:
     """What is started, in order: module -> its words."""
     logs = f"logs={asked.logs}"
-    if asked.ollama is not None:
+    if config is None:
         beside, server = f"ollama={asked.ollama}", {}
         monitor = [beside, f"listen={asked.listen}", f"wait={str(asked.wait).lower()}"]
     else:
-        port = deployment.load(asked.environment).serving.port or 8000
+        port = config.serving.port or Serving().port
         beside = f"server=http://127.0.0.1:{port}"
         server = {"model_server": [str(asked.environment), f"serving.port={port}", f"serving.log_dir={asked.logs}"]}
         monitor = [beside, "wait=true"]
@@ -99,8 +100,8 @@ def _commands(asked: _Asked) -> dict[str, list[str]]:
     return commands
 
 
-def run(commands: dict[str, list[str]]) -> tuple[int, str | None]:
-    """Start all, wait for a signal or for one of them to end, end the others.
+def run(commands: dict[str, list[str]], stop_s: float) -> tuple[int, str | None]:
+    """Start all, wait for a signal or for one of them to end, end the others within ``stop_s``.
 
     Returns:
         The exit code, and which one ended by itself.
@@ -117,7 +118,7 @@ def run(commands: dict[str, list[str]]) -> tuple[int, str | None]:
             time.sleep(_LOOK_S)
             first = next((module for module, process in running.items() if process.poll() is not None), None)
         told.clear()
-        _end(running, told.is_set)
+        _end(running, stop_s, told.is_set)
     if first is None:
         return OK, None
     code = running[first].returncode
@@ -136,11 +137,11 @@ def _signals(then: Callable[[], object]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _end(running: dict[str, subprocess.Popen[bytes]], at_once: Callable[[], bool]) -> None:
+def _end(running: dict[str, subprocess.Popen[bytes]], stop_s: float, at_once: Callable[[], bool]) -> None:
     """SIGTERM to all, from the last that was started; SIGKILL to whoever is left when time is up, or told again."""
     for process in reversed(running.values()):
         process.terminate()
-    end = time.monotonic() + STOP_S
+    end = time.monotonic() + stop_s
     while any(process.poll() is None for process in running.values()):
         if at_once() or time.monotonic() > end:
             for process in running.values():

@@ -10,6 +10,9 @@ import urllib.request
 import psutil
 import pytest
 
+from model_server import deployment
+from monitoring import files, laptop
+from monitoring.files import Settings
 from monitoring.laptop import _Asked, _commands, main
 from monitoring.request_files import read_recent
 
@@ -90,13 +93,21 @@ def test_an_ollama_that_is_down_is_said_with_its_exit_code(command, tmp_path, fr
 
 def test_every_part_gets_the_same_folder_and_what_it_stands_beside(monkeypatch, tmp_path):
     monkeypatch.setenv("MODEL_SERVER_SERVING__PORT", "8123")
-    commands = _commands(_Asked(logs=tmp_path))
+    commands = _commands(_Asked(logs=tmp_path), deployment.load(_Asked().environment))
+    of_ollama = _commands(_Asked(ollama="http://127.0.0.1:11434"), None)
 
     assert list(commands)[:2] == ["model_server", "monitoring.files"]
     assert f"serving.log_dir={tmp_path}" in commands["model_server"]
     assert {f"logs={tmp_path}", "server=http://127.0.0.1:8123", "wait=true"} == set(commands["monitoring.files"])
-    assert "monitoring.files" in _commands(_Asked(ollama="http://127.0.0.1:11434"))
-    assert "model_server" not in _commands(_Asked(ollama="http://127.0.0.1:11434"))
+    assert "ollama=http://127.0.0.1:11434" in of_ollama["monitoring.files"]
+    assert "model_server" not in of_ollama
+
+
+def test_the_help_tells_the_defaults_that_hold():
+    for settings, text in ((Settings, files.DESCRIPTION), (_Asked, laptop.DESCRIPTION)):
+        for name, value in settings().model_dump(mode="json").items():
+            told = f"{name}=URL" if value is None else f"{name}={str(value).lower() if value is False else value}"
+            assert f"  {told}".removesuffix(".0") in text.replace("server=URL | ", "  server=URL\n  "), told
 
 
 def test_what_cannot_be_used_is_said_in_one_line(capsys):
