@@ -43,7 +43,7 @@ examples:
   python -m monitoring.laptop
   python -m monitoring.laptop ollama=http://127.0.0.1:11434 logs=/tmp/logs
 
-Ctrl-C or SIGTERM ends all, the server after the requests it has accepted; a second one ends all at once.
+Ctrl-C, SIGTERM or closing the terminal ends all, the server after what it has accepted; a second Ctrl-C does at once.
 exit codes: 0 ended when told; 1 one of them ended by itself (it says why), and with it the others; 2 usage; otherwise
 the code of the one that ended (4: Ollama does not answer)
 """
@@ -128,7 +128,7 @@ def run(commands: dict[str, list[str]], stop_s: float) -> tuple[int, str | None]
 
 @contextlib.contextmanager
 def _signals(then: Callable[[], object]) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal was closed
     before = {number: signal.signal(number, lambda *_: then()) for number in numbers}
     try:
         yield

@@ -174,6 +174,9 @@ def command(tmp_path):
     yield Command
     for one in started:
         if one.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)
-            one.process.wait()
+            one.process.terminate()  # asked first: it may have started others
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.wait()

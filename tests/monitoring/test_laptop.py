@@ -30,7 +30,7 @@ def start(command, monkeypatch, free_port, tmp_path):
     return lambda *words: command("monitoring.laptop", f"logs={tmp_path}/logs", *words)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_server_and_monitor_run_together_and_end_together(start, free_port, tmp_path, number, until):
     laptop = start()
     laptop.said("recording into")
