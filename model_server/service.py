@@ -70,6 +70,9 @@ class Record:
     tokens: int = 0
     queue_s: float | None = None
     first_token_s: float | None = None
+    category: str | None = None
+    """Of the one text that was classified; None for several."""
+    confidence: float | None = None
     span: Span | None = None
     texts: dict[str, str] = field(default_factory=dict)
     """Masked prompt and answer, with ``record_text`` only."""
@@ -301,6 +304,8 @@ class Service:
                 self.metrics.classification_confidence.observe(decision["confidence"])
             if decision["needs_review"]:
                 self.metrics.classification_reviews_total.inc()
+        if len(decisions) == 1:
+            record.category, record.confidence = decisions[0]["category"], decisions[0]["confidence"]
         return decisions
 
     async def _call_prompt(self, text: str, settings: ClassificationSettings) -> Prompt:

@@ -109,6 +109,20 @@ def _missing_tier(request):
     pytest.fail(f"REQUIRE_TIERS asks for this tier, but {'; '.join(reasons)}", pytrace=False)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
 def pytest_terminal_summary(terminalreporter):
     for tier, number in sorted(_skipped.items()):
         terminalreporter.write_line(f"skipped tier {tier} ({number} tests): {_absent[tier]}")
