@@ -27,24 +27,27 @@ class DailySummary(RunConfig):
     p99_latency_ms: float | None
     avg_cpu_percent: float | None
     max_memory_percent: float | None
+    max_memory_used_gb: float | None
+    corrupt_lines: int
 
 
 def summarise(folder: Path, day: date) -> DailySummary:
     """The requests and the machine of one day; a day without files has none."""
-    requests = []
+    requests, corrupt = [], 0
     for raw in _lines(requests_path(folder, day)):
         try:
             requests.append(RequestLine.model_validate_json(raw))
         except ValidationError:
-            continue
+            corrupt += 1
     latencies = np.array([line.latency_ms for line in requests if line.status == "success"])
     system = []
     for raw in _lines(system_path(folder, day)):
         try:
             row = json.loads(raw)
-            system.append((float(row["cpu_percent"]), float(row["memory_percent"])))
+            system.append(tuple(float(row[name]) for name in ("cpu_percent", "memory_percent", "memory_used_gb")))
         except (ValueError, KeyError, TypeError):
-            continue
+            corrupt += 1
+    cpu, memory, memory_gb = zip(*system, strict=True) if system else ((), (), ())
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) if latencies.size else (None, None, None)
     return DailySummary(
         day=day,
@@ -56,8 +59,10 @@ def summarise(folder: Path, day: date) -> DailySummary:
         p50_latency_ms=p50,
         p95_latency_ms=p95,
         p99_latency_ms=p99,
-        avg_cpu_percent=sum(cpu for cpu, _ in system) / len(system) if system else None,
-        max_memory_percent=max((memory for _, memory in system), default=None),
+        avg_cpu_percent=sum(cpu) / len(cpu) if cpu else None,
+        max_memory_percent=max(memory, default=None),
+        max_memory_used_gb=max(memory_gb, default=None),
+        corrupt_lines=corrupt,
     )
 
 

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import ipaddress
 import json
+import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, MutableMapping, Sequence
@@ -135,6 +136,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    summarising = asyncio.Lock()
+
     @app.get("/api/summary")
     async def summary(date: str = "today") -> Response:  # its name on the wire
         """Of one day: date=2026-11-26, or today."""
@@ -145,7 +148,8 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             if not settings.logs.is_dir():
                 return _error(503, "folder_missing", f"there is no folder {settings.logs}")
-            found: DailySummary = await asyncio.to_thread(summarise, settings.logs, day)
+            async with summarising:  # one day's first summary may take seconds, and every page asks for it
+                found: DailySummary = await asyncio.to_thread(summarise, settings.logs, day)
         except OSError as error:
             return _error(503, "unreadable", f"{error.filename or settings.logs}: {error.strerror or error}")
         return JSONResponse(found.model_dump(mode="json"))
@@ -235,7 +239,7 @@ def is_loopback(host: str) -> bool:
 
 
 class PageServer(uvicorn.Server):
-    """Ends its streams before it waits for its connections, and leaves the exit code to :func:`main`."""
+    """Ends its streams before it waits for its connections."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         live: Live = self.config.app.state.live  # type: ignore[union-attr]
@@ -268,7 +272,9 @@ def main(words: Sequence[str]) -> int:
         print(f"others can reach {url}: they see models, errors and figures of every request", file=sys.stderr)
     app = create_app(settings)
     server = PageServer(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2))
-    with suppress(KeyboardInterrupt):  # uvicorn raises it again when it has ended in order
+    # uvicorn raises a signal again once it has ended in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     print(json.dumps({"url": url, "requests": app.state.live.recent.read}))
     return OK

@@ -25,7 +25,9 @@ class Firing(RunConfig):
     summary_zh: str
     """Chinese; English where the rule has none."""
     description: str = ""
-    """With the value, where the rule gives it."""
+    """English, with the value, where the rule gives it."""
+    description_zh: str = ""
+    """Chinese; English where the rule has none."""
     runbook: str | None = None
     """Address of the section of the runbook."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -63,7 +65,7 @@ async def firing(prometheus: str | None, client: httpx2.AsyncClient) -> Alerts:
 def _read(row: dict[str, Any]) -> Firing:
     labels, notes = row["labels"], row["annotations"]
     name = labels["alertname"]
-    summary = notes.get("summary", name)
+    summary, description = notes.get("summary", name), notes.get("description", "")
     link = str(notes.get("runbook_url", ""))
     return Firing(
         name=name,
@@ -71,7 +73,8 @@ def _read(row: dict[str, Any]) -> Firing:
         since=datetime.fromisoformat(row["activeAt"]) if row.get("activeAt") else None,
         summary=summary,
         summary_zh=notes.get("summary_zh", summary),
-        description=notes.get("description", ""),
+        description=description,
+        description_zh=notes.get("description_zh", description),
         # Becomes a link: nothing that a browser would run.
         runbook=link if link.startswith(("http://", "https://")) else None,
         labels={key: value for key, value in labels.items() if key not in {"alertname", "severity"}},

@@ -60,9 +60,12 @@ def read_recent(folder: Path, limit: int) -> list[RequestLine]:
 
 
 def follow(folder: Path) -> Iterator[RequestLine]:
-    """Requests as they are written, from now on; waits for them, and goes over midnight."""
+    """Requests as they are written, from this call on, for ever."""
     path = requests_path(folder, _today())
-    offset = path.stat().st_size if path.exists() else 0
+    return _growing(folder, path, path.stat().st_size if path.exists() else 0)
+
+
+def _growing(folder: Path, path: Path, offset: int) -> Iterator[RequestLine]:
     while True:
         today = requests_path(folder, _today())
         if path.exists():

@@ -40,7 +40,7 @@ export const cursor = { at: null, listeners: new Set(), move(at) {
  *   words   { clock(seconds, precise), name(key), now(), nothing(), tell(text), describe(values, time) }
  */
 export const chart = (place, spec, said, words) => {
-  let rows = [], from = 0, to = 1, slot = 2, note = null;
+  let rows = [], from = 0, to = 1, spacing = 2, note = null;
   const svg = element("svg", { "aria-hidden": "true" });
   place.append(svg);
 
@@ -77,7 +77,7 @@ export const chart = (place, spec, said, words) => {
 
   let geometry = null;
   const paint = () => {
-    const width = place.clientWidth - 8;
+    const width = Math.floor(place.clientWidth) - 8;
     if (width < 40) return;
     const visible = shown(), series = seriesOf(visible);
     const lines = series.map((each) => visible.map(each.value));
@@ -104,24 +104,21 @@ export const chart = (place, spec, said, words) => {
       element("text", { x: px, y: HEIGHT - 5, "text-anchor": "middle" }, ground, words.clock(at, step < 60));
     }
     let known = false;
+    const base = y(0).toFixed(1);
     series.forEach((each, number) => {
-      let path = "", begun = null, area = "", last = null;
-      const base = y(0).toFixed(1);
+      // What follows too late is another line: a hole in what is known is not drawn over.
+      const parts = [];
+      let last = -Infinity;
       visible.forEach((row, at) => {
         const value = lines[number][at];
-        if (value === null || value === undefined) { begun = null; return; }
-        known = true;
-        const px = x(row.at).toFixed(1), py = y(Math.min(value, high)).toFixed(1);
-        // A hole in the rows is a hole in the line, but not one between two minutes of the files.
-        const joined = begun !== null && row.at - last <= Math.max(slot * 1.5, each.gap || 0);
-        if (!joined && begun !== null) area += `V${base}H${begun}Z`;
-        path += `${joined ? "L" : "M"}${px} ${py}`;
-        area += joined ? `L${px} ${py}` : `M${px} ${base}V${py}`;
-        if (!joined) begun = px;
+        if (value === null || value === undefined) return;
+        if (row.at - last > Math.max(spacing * 1.5, each.gap || 0)) parts.push([]);
+        parts[parts.length - 1].push([x(row.at).toFixed(1), y(Math.min(value, high)).toFixed(1)]);
         last = row.at;
-        geometry = { x, y };
-        if (at === visible.length - 1 || lines[number][at + 1] === null) area += `V${base}H${begun}Z`;
       });
+      known ||= parts.length > 0;
+      const path = parts.map((points) => "M" + points.map((point) => point.join(" ")).join("L")).join("");
+      const area = parts.map((points) => `M${points[0][0]} ${base}L${points.map((point) => point.join(" ")).join("L")}V${base}Z`).join("");
       if (each.area) element("path", { d: area, class: "area " + each.style }, ground);
       element("path", { d: path, class: "line " + each.style }, ground);
     });
@@ -131,7 +128,7 @@ export const chart = (place, spec, said, words) => {
       element("path", { d: `M${x(row.at)} ${TOP}V${HEIGHT - BOTTOM}`, class: "cursor" }, ground);
       series.forEach((each) => {
         const value = each.value(row);
-        if (value !== null && value !== undefined) element("circle", { cx: x(row.at), cy: y(Math.min(value, high)), r: 4, class: "point " + each.style }, ground);
+        if (value !== null && value !== undefined) element("circle", { cx: x(row.at), cy: y(Math.min(value, high)), r: 4, class: "point " + each.style.split(" ")[0] }, ground);
       });
     }
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -164,8 +161,8 @@ export const chart = (place, spec, said, words) => {
   cursor.listeners.add(paint);
   new ResizeObserver(paint).observe(place);
 
-  return (given, begin, end, slotSeconds, why) => {
-    [rows, from, to, slot, note] = [given, begin, end, slotSeconds, why];
+  return (given, begin, end, seconds, why) => {
+    [rows, from, to, spacing, note] = [given, begin, end, seconds, why];
     paint();
   };
 };

@@ -27,7 +27,12 @@ const rate = (value) => number(value, value < 100 ? 1 : 0);
 const percent = (ratio, digits = 1) => number(ratio * 100, digits) + "%";
 const inUnits = (ms) => (ms < 9999.5 ? [number(ms, ms < 9.995 ? 2 : ms < 99.95 ? 1 : 0), "ms"] : [number(ms / 1000, 1), "s"]);
 const milliseconds = (ms) => inUnits(ms).join(" ");
-const tickMs = (ms) => (ms >= 10000 ? number(ms / 1000) + " s" : number(ms, ms > 0 && ms < 1 ? 2 : 0) + " ms");
+// Several with one unit.
+const together = (all) => {
+  const long = Math.max(...all) >= 9999.5;
+  return all.some((each) => !known(each)) ? "–" : all.map((each) => (long ? number(each / 1000, 1) : inUnits(each)[0])).join(" · ") + (long ? " s" : " ms");
+};
+const tickMs = (ms) => (ms === 0 ? "0" : ms >= 10000 ? number(ms / 1000) + " s" : number(ms, ms > 0 && ms < 1 ? 2 : 0) + " ms");
 const bytes = (count) => {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let power = 0;
@@ -99,7 +104,7 @@ const drawAlerts = () => once("alerts", state.alerts, () => {
     return make("div", { class: "alert" + (each.severity === "critical" ? " critical" : "") },
       make("p", { class: "head" }, make("b", {}, say(severity)), make("span", {}, each.name), make("span", {}, each.since ? say("alert_since", { time: dayAndTime(each.since) }) : "")),
       make("p", { class: "what" }, language() === "zh" ? each.summary_zh : each.summary),
-      make("p", { class: "more" }, [each.description, labels].filter(Boolean).join(" · ") + " ", link));
+      make("p", { class: "more" }, [language() === "zh" ? each.description_zh : each.description, labels].filter(Boolean).join(" · ") + " ", link));
   }));
 });
 
@@ -135,15 +140,14 @@ const drawTiles = () => {
   tiles.errors.box.classList.toggle("bad", rates.error_ratio > 0);
 };
 
-const perSecond = (name) => (row) => row[name] / state.slot_s;
 const column = (name) => (row) => row[name];
 const anyKnown = (name) => (rows) => rows.some((row) => known(row[name]));
 const count = (value) => number(value, value > 0 && value < 1 ? 1 : 0);
 const share = (value) => number(value) + "%";
 const CHARTS = {
   requests: { write: rate, tick: count, least: 1, series: [
-    { name: "series_ok", value: (row) => (row.requests - row.errors) / state.slot_s, style: "c1", area: true },
-    { name: "series_errors", value: perSecond("errors"), style: "bad-line dashed" } ] },
+    { name: "series_ok", value: (row) => row.requests_s - row.errors_s, style: "c1", area: true },
+    { name: "series_errors", value: column("errors_s"), style: "bad-line dashed" } ] },
   latency: { write: milliseconds, tick: tickMs, least: 1, note: "chart_latency_note", series: [
     { name: "series_p50", value: column("p50_ms"), style: "c1", area: true },
     { name: "series_p95", value: column("p95_ms"), style: "c2 dashed" },
@@ -151,13 +155,36 @@ const CHARTS = {
   tokens: { write: rate, tick: count, least: 1, series: [
     { name: "series_prompt", value: column("prompt_tokens_s"), style: "c1", area: true, gap: 5, when: anyKnown("prompt_tokens_s") },
     { name: "series_generated", value: column("generated_tokens_s"), style: "c2 dashed", gap: 5, when: anyKnown("prompt_tokens_s") },
-    { name: "series_used", value: perSecond("tokens_used"), style: "c1", area: true, when: (rows) => !anyKnown("prompt_tokens_s")(rows) } ] },
+    { name: "series_used", value: column("tokens_used_s"), style: "c1", area: true, when: (rows) => !anyKnown("prompt_tokens_s")(rows) } ] },
   queue: { write: count, tick: count, least: 4, server: true, series: [
     { name: "series_running", value: column("running"), style: "c1", area: true, gap: 5 },
     { name: "series_waiting", value: column("waiting"), style: "c2 dashed", gap: 5 } ] },
   load: { write: share, tick: share, least: 100, most: 100, series: [
     { name: "series_cpu", value: column("cpu_percent"), style: "c1", area: true, gap: 90 },
     { name: "series_memory", value: column("memory_percent"), style: "c2 dashed", gap: 90 } ] },
+};
+// Slots put together where a chart has more of them than it can show: 2 min of 2 s, 10 min of 4 s, 30 min of 12 s.
+const POINTS = 150;
+const mean = (values) => (values.length ? values.reduce((sum, each) => sum + each, 0) / values.length : null);
+const highest = (values) => (values.length ? Math.max(...values) : null);
+const newestOf = (values) => values.at(-1) ?? null;
+const TOGETHER = {
+  p50_ms: newestOf, p95_ms: newestOf, p99_ms: newestOf,  // percentiles have no mean; each is of a whole minute
+  waiting: highest, running: highest, prompt_tokens_s: mean, generated_tokens_s: mean, cpu_percent: mean, memory_percent: mean,
+};
+const binned = (rows, seconds) => {
+  const bins = new Map();
+  for (const row of rows) {
+    const at = Math.floor(row.at / seconds) * seconds;
+    if (!bins.has(at)) bins.set(at, []);
+    bins.get(at).push(row);
+  }
+  return [...bins].map(([at, members]) => {
+    const row = { at };
+    for (const name of ["requests", "errors", "tokens_used"]) row[name + "_s"] = mean(members.map((each) => each[name])) / state.slot_s;
+    for (const [name, put] of Object.entries(TOGETHER)) row[name] = put(members.map((each) => each[name]).filter(known));
+    return row;
+  });
 };
 const words = {
   clock, name: say, now: () => say("now"), nothing: () => say("nothing_yet"),
@@ -169,14 +196,20 @@ const charts = Object.entries(CHARTS).map(([name, spec]) => {
   const place = make("div", { class: "plot", tabindex: 0, role: "img", id: "chart-" + name });
   $("day").before(make("article", { class: "card chart" }, make("div", { class: "bar" }, title, at), keys, place));
   const draw = chart(place, spec, { title, at, keys }, words);
-  return () => {
+  return (rows, from, to, seconds) => {
     title.replaceChildren(say("chart_" + name), spec.note ? make("span", { class: "note" }, say(spec.note)) : "");
     place.setAttribute("aria-description", say("chart_keys"));
-    const to = Math.floor((state.now - 1) / state.slot_s) * state.slot_s - state.slot_s;
-    const minutes = Number(kept("range") || 10);
-    draw([...state.rows.values()].sort((a, b) => a.at - b.at), to - 60 * minutes, to, state.slot_s, spec.server && state.server.standing === "no_source" ? say("needs_server") : null);
+    draw(rows, from, to, seconds, spec.server && state.server.standing === "no_source" ? say("needs_server") : null);
   };
 });
+const drawCharts = () => {
+  const span = 60 * Number(kept("range") || 10);
+  const seconds = Math.max(1, Math.ceil(span / POINTS / state.slot_s)) * state.slot_s;
+  // The slot that is being filled is left out, and one more second, in which the last lines are read.
+  const to = Math.floor((state.now - 1) / state.slot_s) * state.slot_s - state.slot_s;
+  const rows = [...state.rows.values()].filter((row) => row.at >= to - span && row.at <= to).sort((a, b) => a.at - b.at);
+  for (const one of charts) one(binned(rows, seconds), to - span, to, seconds);
+};
 
 const fact = (list, name, value, style = null) => {
   if (known(value) && value !== "") list.push(make("dt", {}, say(name)), make("dd", { class: style }, value));
@@ -191,8 +224,7 @@ const drawDeployment = () => once("deployment", [state.deployment, state.server]
   $("state").className = "badge " + (shown === "ready" ? "good" : shown === "starting" || shown === "draining" || shown === "restarting" ? "open" : "bad");
   const list = [], figure = (name, key) => fact(list, name, known(deployment[key]) ? number(deployment[key]) : null);
   const counted = (name, key, unit) => fact(list, name, known(deployment[key]) ? say(unit, { count: number(deployment[key]) }) : null);
-  fact(list, "field_name", deployment.name);
-  fact(list, "field_version", deployment.version);
+  fact(list, "field_name", `${deployment.name} ${deployment.version}`);
   fact(list, "field_reason", deployment.reason, "bad-text");
   fact(list, "field_engine", deployment.engine);
   fact(list, "field_device", deployment.device);
@@ -217,7 +249,7 @@ const drawDeployment = () => once("deployment", [state.deployment, state.server]
 
 // -- the day ----------------------------------------------------------------------------------------------
 
-let summary = null, summaryAsked = 0;
+let summary = null, summaryAsked = 0, dayChosen = false;
 const drawDay = () => once("day-figures", summary, () => {
   $("day-failure").hidden = !summary || !summary.error;
   if (!summary) return;
@@ -225,23 +257,26 @@ const drawDay = () => once("day-figures", summary, () => {
     $("day-failure").textContent = summary.error.code === "wrong_date" ? say("day_wrong") : say("day_failed", { reason: summary.error.message });
     return fill("day-figures");
   }
-  const list = [], ms = (value) => (known(value) ? milliseconds(value) : "–"), part = (value) => (known(value) ? number(value, 1) + "%" : "–");
-  fact(list, "day_total", number(summary.total_requests));
-  fact(list, "day_successful", number(summary.successful_requests));
-  fact(list, "day_errors", number(summary.error_requests) + (summary.error_requests ? ` (${percent(summary.error_requests / summary.total_requests, 2)})` : ""), summary.error_requests ? "bad-text" : null);
-  fact(list, "day_avg", ms(summary.avg_latency_ms));
-  fact(list, "day_max", ms(summary.max_latency_ms));
-  fact(list, "day_percentiles", [summary.p50_latency_ms, summary.p95_latency_ms, summary.p99_latency_ms].map(ms).join(" · "));
-  fact(list, "day_cpu", part(summary.avg_cpu_percent));
-  fact(list, "day_memory", part(summary.max_memory_percent));
+  if (!dayChosen) $("date").value = $("date").max = summary.day;
+  const list = [];
+  const figure = (name, value, style = null) => list.push(make("div", {}, make("dt", {}, say(name)), make("dd", { class: style }, value)));
+  const ms = (value) => (known(value) ? milliseconds(value) : "–"), part = (value) => (known(value) ? number(value, 1) + "%" : "–");
+  figure( "day_total", number(summary.total_requests));
+  figure( "day_successful", number(summary.successful_requests));
+  figure( "day_errors", number(summary.error_requests) + (summary.error_requests ? ` (${percent(summary.error_requests / summary.total_requests, 2)})` : ""), summary.error_requests ? "bad-text" : null);
+  figure( "day_avg", ms(summary.avg_latency_ms));
+  figure( "day_max", ms(summary.max_latency_ms));
+  figure( "day_percentiles", together([summary.p50_latency_ms, summary.p95_latency_ms, summary.p99_latency_ms]));
+  figure( "day_cpu", part(summary.avg_cpu_percent));
+  figure( "day_memory", part(summary.max_memory_percent));
   fill("day-figures", ...list);
 });
 const askDay = async () => {
   summaryAsked = Date.now();
-  const asked = $("date").value;
+  const asked = dayChosen ? $("date").value || "?" : "today";
   try {
-    const found = await (await fetch("/api/summary" + (asked ? "?date=" + encodeURIComponent(asked) : ""))).json();
-    if ($("date").value === asked) summary = found;
+    const found = await (await fetch("/api/summary?date=" + encodeURIComponent(asked))).json();
+    if (asked === (dayChosen ? $("date").value || "?" : "today")) summary = found;
   } catch { return; }  // the connection's own word says it
   drawDay();
 };
@@ -367,7 +402,7 @@ const draw = () => {
   drawNotices();
   drawAlerts();
   drawTiles();
-  for (const one of charts) one();
+  drawCharts();
   drawDeployment();
   drawTry();
   drawRequests();
@@ -395,7 +430,7 @@ choose("theme", kept("theme") || "auto", (value) => {
   else document.documentElement.dataset.theme = value;
 });
 choose("range", kept("range") || "10", draw);
-$("date").addEventListener("change", askDay);
+$("date").addEventListener("change", () => { dayChosen = $("date").value !== $("date").max; askDay(); });
 
 const connect = () => {
   const source = new EventSource("/api/live");

@@ -46,7 +46,7 @@ export const TEXTS = {
   tile_queue_note: ["{running} running", "{running} 个执行中"],
   tile_queue_unknown: ["no server", "未连接服务"],
 
-  charts: ["The last minutes", "最近几分钟"],
+  charts: ["Trends", "趋势"],
   range: ["Time shown", "时间范围"],
   range_2: ["2 min", "2 分钟"],
   range_10: ["10 min", "10 分钟"],
@@ -147,7 +147,6 @@ export const TEXTS = {
   state_draining: ["draining", "排空中"],
   state_failed: ["failed", "失败"],
   field_name: ["Model", "模型"],
-  field_version: ["Version", "版本"],
   field_reason: ["Reason", "原因"],
   field_engine: ["Engine", "推理引擎"],
   field_source: ["Files", "模型文件"],
