@@ -37,7 +37,7 @@ ASK_TIMEOUT_S = 2.0
 CLASSIFY_TIMEOUT_S = 60.0
 MAX_TEXT = 20_000
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
-URL = r"^https?://[^\s/]+"
+URL = r"^https?://[!-~]+$"
 HEADERS = {
     # Whatever stands in a prompt, an error or a model's name is text: no script runs but page/*.js, and even
     # those cannot hand text to the parser (Trusted Types).

@@ -56,7 +56,7 @@ async def firing(prometheus: str | None, client: httpx2.AsyncClient) -> Alerts:
         found = [_read(row) for row in answer.json()["data"]["alerts"] if row["state"] == "firing"]
     except httpx2.HTTPError as error:
         return Alerts(standing="unreachable", source=prometheus, reason=str(error) or type(error).__name__)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Alerts(standing="unusable", source=prometheus, reason=f"{type(error).__name__}: {error}"[:200])
     found.sort(key=lambda each: (each.severity != "critical", each.since is None, each.since, each.name))
     return Alerts(standing="known", source=prometheus, firing=found)

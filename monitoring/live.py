@@ -46,7 +46,8 @@ class Live:
     ) -> None:
         """Args: forward: Whether pages may be told that they can ask the server to classify."""
         self.folder, self.server, self.prometheus, self.client = folder, server, prometheus, client
-        self.recent = Recent(time.time())
+        self._began = time.time()
+        self.recent = Recent(self._began)
         self.parts: dict[str, Any] = {
             "files": {"standing": "reading", "folder": str(folder), "reason": ""},
             "server": {"standing": "no_source" if server is None else "asking", "url": server and server.url},
@@ -76,7 +77,8 @@ class Live:
         self._pages.add(queue)
         try:
             now = time.time()
-            whole = {"columns": recent.COLUMNS, "slot_s": recent.SLOT_S, "rows": self.recent.rows(now), "whole": True}
+            whole = {"whole": True, "began": self._began, "columns": recent.COLUMNS, "slot_s": recent.SLOT_S}
+            whole["rows"] = self.recent.rows(now)
             yield f"retry: {RECONNECT_MS}\n\n".encode() + _event({**whole, **self.parts, **self._moment(now)})
             while (event := await queue.get()) is not None:
                 yield event

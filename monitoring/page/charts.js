@@ -1,6 +1,6 @@
 // Lines over the last minutes, as SVG. All charts share one cursor: pointing at a moment in one reads it in all.
 const NS = "http://www.w3.org/2000/svg";
-const HEIGHT = 172, TOP = 8, BOTTOM = 22, RIGHT = 8;
+const TOP = 8, BOTTOM = 22, RIGHT = 8;
 const pen = document.createElement("canvas").getContext("2d");
 
 const element = (name, attributes, parent, text) => {
@@ -15,10 +15,10 @@ const widthOf = (text) => {
   return pen.measureText(text).width;
 };
 
-// Steps of 1, 2 or 5 so that about four lines cross the chart.
+// Steps of 1, 2, 2.5 or 5 so that about four lines cross the chart.
 const ticksUpTo = (high) => {
   const rough = high / 4, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((digit) => digit * power).find((each) => each >= rough * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((digit) => digit * power).find((each) => each >= rough * 0.999);
   const found = [];
   for (let at = 0; at * step <= high * 1.0001; at++) found.push(Number((at * step).toPrecision(12)));
   return found;
@@ -78,7 +78,8 @@ export const chart = (place, spec, said, words) => {
   let geometry = null;
   const paint = () => {
     const width = Math.floor(place.clientWidth) - 8;
-    if (width < 40) return;
+    const height = Math.floor(place.clientHeight);
+    if (width < 40 || height < 40) return;
     const visible = shown(), series = seriesOf(visible);
     const lines = series.map((each) => visible.map(each.value));
     let high = spec.least;
@@ -88,7 +89,7 @@ export const chart = (place, spec, said, words) => {
     const ticks = ticksUpTo(high);
     const left = Math.ceil(Math.max(...ticks.map((tick) => widthOf(spec.tick(tick))))) + 8, right = width - RIGHT;
     const x = (at) => left + ((at - from) / (to - from)) * (right - left);
-    const y = (value) => HEIGHT - BOTTOM - (value / high) * (HEIGHT - BOTTOM - TOP);
+    const y = (value) => height - BOTTOM - (value / high) * (height - BOTTOM - TOP);
     const ground = element("g", {});
     for (const tick of ticks) {
       element("path", { d: `M${left} ${y(tick)}H${right}`, class: "grid" }, ground);
@@ -100,8 +101,8 @@ export const chart = (place, spec, said, words) => {
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
       const px = x(at), half = widthOf(words.clock(at, step < 60)) / 2;
       if (px - half < left - 2 || px + half > width) continue;
-      element("path", { d: `M${px} ${HEIGHT - BOTTOM}v4`, class: "grid" }, ground);
-      element("text", { x: px, y: HEIGHT - 5, "text-anchor": "middle" }, ground, words.clock(at, step < 60));
+      element("path", { d: `M${px} ${height - BOTTOM}v4`, class: "grid" }, ground);
+      element("text", { x: px, y: height - 5, "text-anchor": "middle" }, ground, words.clock(at, step < 60));
     }
     let known = false;
     const base = y(0).toFixed(1);
@@ -122,16 +123,16 @@ export const chart = (place, spec, said, words) => {
       if (each.area) element("path", { d: area, class: "area " + each.style }, ground);
       element("path", { d: path, class: "line " + each.style }, ground);
     });
-    if (!known) element("text", { x: (left + right) / 2, y: HEIGHT / 2 - 6, "text-anchor": "middle", class: "nothing" }, ground, note || words.nothing());
+    if (!known) element("text", { x: (left + right) / 2, y: height / 2 - 6, "text-anchor": "middle", class: "nothing" }, ground, note || words.nothing());
     const row = read(visible, series);
     if (cursor.at !== null && row) {
-      element("path", { d: `M${x(row.at)} ${TOP}V${HEIGHT - BOTTOM}`, class: "cursor" }, ground);
+      element("path", { d: `M${x(row.at)} ${TOP}V${height - BOTTOM}`, class: "cursor" }, ground);
       series.forEach((each) => {
         const value = each.value(row);
         if (value !== null && value !== undefined) element("circle", { cx: x(row.at), cy: y(Math.min(value, high)), r: 4, class: "point " + each.style.split(" ")[0] }, ground);
       });
     }
-    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren(ground);
     place.setAttribute("aria-label", sentence());
     geometry = { left, right };

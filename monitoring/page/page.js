@@ -46,7 +46,7 @@ const dayAndTime = (text) =>
 
 // -- what is known ----------------------------------------------------------------------------------------
 
-const state = { rows: new Map(), slot_s: 2, columns: [], connected: null, since: null };
+const state = { rows: new Map(), slot_s: 2, columns: [], connected: null };
 
 const take = (message) => {
   if (message.whole) {
@@ -58,7 +58,6 @@ const take = (message) => {
   Object.assign(state, parts);
   const oldest = state.now - 1800;
   for (const at of state.rows.keys()) if (at < oldest || at > state.now) state.rows.delete(at);
-  state.since ??= state.now;
 };
 
 // -- drawing ----------------------------------------------------------------------------------------------
@@ -269,6 +268,7 @@ const drawDay = () => once("day-figures", summary, () => {
   figure( "day_percentiles", together([summary.p50_latency_ms, summary.p95_latency_ms, summary.p99_latency_ms]));
   figure( "day_cpu", part(summary.avg_cpu_percent));
   figure( "day_memory", part(summary.max_memory_percent));
+  if (summary.corrupt_lines) figure("day_corrupt", number(summary.corrupt_lines), "bad-text");
   fill("day-figures", ...list);
 });
 const askDay = async () => {
@@ -407,10 +407,14 @@ const draw = () => {
   drawTry();
   drawRequests();
   drawDay();
-  $("footer").textContent = say("footer", { count: number(state.read), time: clock(state.since, false) });
+  $("footer").textContent = say("footer", { count: number(state.read), time: dayAndTime(state.began * 1000) });
+};
+const drawTitle = () => {
+  const firing = state.alerts ? state.alerts.firing.length : 0;
+  document.title = (firing ? `(${firing}) ` : "") + say("title");
 };
 const translate = () => {
-  document.title = say("title");
+  drawTitle();
   for (const place of document.querySelectorAll("[data-text]")) place.textContent = say(place.dataset.text);
   for (const place of document.querySelectorAll("[data-label]")) place.setAttribute("aria-label", say(place.dataset.label));
   for (const place of document.querySelectorAll("[data-hint]")) place.placeholder = say(place.dataset.hint);
@@ -438,6 +442,7 @@ const connect = () => {
     const message = JSON.parse(event.data);
     state.connected = true;
     take(message);
+    drawTitle();
     // A hidden tab takes the rows and draws when it is looked at.
     if (document.hidden) return;
     draw();

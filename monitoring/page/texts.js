@@ -85,6 +85,7 @@ export const TEXTS = {
   day_percentiles: ["p50 · p95 · p99", "p50 · p95 · p99"],
   day_cpu: ["Average CPU", "平均 CPU"],
   day_memory: ["Most memory", "最大内存"],
+  day_corrupt: ["Unreadable lines", "无法读取的行"],
   day_wrong: ["This day cannot be shown: it is not a date, or has not come yet.", "无法显示该日期:日期无效或尚未到来。"],
   day_failed: ["The summary cannot be read: {reason}", "无法读取汇总:{reason}"],
 
@@ -170,7 +171,7 @@ export const TEXTS = {
   tokens: ["{count} tokens", "{count} 词元"],
   seconds: ["{count} s", "{count} 秒"],
   of: ["{used} of {limit}", "{used} / {limit}"],
-  footer: ["{count} requests read since {time} · figures refresh every second · /api/summary · /api/recent_requests", "自 {time} 起读取 {count} 条请求 · 指标每秒刷新 · /api/summary · /api/recent_requests"],
+  footer: ["{count} requests read; the page's server began {time} · figures refresh every second · /api/summary · /api/recent_requests", "已读取 {count} 条请求 · 页面服务启动于 {time} · 指标每秒刷新 · /api/summary · /api/recent_requests"],
 };
 
 export const EXAMPLES = ["宽带断了三天没人来修", "你们多扣了我两百块钱,要求退款", "我从来没订过这个套餐,是谁给我开通的?"];

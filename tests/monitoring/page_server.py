@@ -94,12 +94,15 @@ def ask(url, data=None, headers=None, method=None):
 
 
 def get(url, **headers):
-    """Status and parsed body."""
+    """Status and parsed body; None for what is not there."""
     try:
         status, body, _ = ask(url, headers=headers)
     except OSError:
         return None, None
-    return status, json.loads(body)
+    try:
+        return status, json.loads(body)
+    except ValueError:
+        return status, None
 
 
 def events(url, number):

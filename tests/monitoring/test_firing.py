@@ -53,6 +53,9 @@ async def test_a_prometheus_that_does_not_answer_is_no_all_clear():
         lambda _: httpx2.Response(200, json={"data": []}),
         lambda _: httpx2.Response(200, json={"data": {"alerts": [{"state": "firing"}]}}),
         lambda _: httpx2.Response(200, json=[1]),
+        answering(ROW | {"labels": "none"}),
+        answering(ROW | {"annotations": []}),
+        answering(ROW | {"activeAt": "yesterday"}),
     ],
 )
 async def test_something_else_than_a_prometheus_is_no_all_clear(answer):
