@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from monitoring.daily_summary import DailySummary, summarise
 from monitoring.live import Live
-from monitoring.served import Server, ServerError, read_key
+from monitoring.served import Ollama, Server, ServerError, read_key
 from runconfig import ConfigError, RunConfig, load
 
 PAGE = Path(__file__).with_name("page")
@@ -55,6 +55,7 @@ examples:
   python -m monitoring.dashboard                        logs/ of this folder, the server on 127.0.0.1:8000
   python -m monitoring.dashboard server=http://127.0.0.1:8123 logs=/var/log/qwen3 port=5001
   python -m monitoring.dashboard server=null            the files alone
+  python -m monitoring.dashboard ollama=http://127.0.0.1:11434
   python -m monitoring.dashboard prometheus=http://127.0.0.1:9090 api_key_file=key.txt
 
   curl http://127.0.0.1:5000/api/summary                             today
@@ -73,6 +74,8 @@ class Settings(RunConfig):
 
     server: str | None = Field(default="http://127.0.0.1:8000", pattern=URL)
     """The model server, for its deployment, queue and tokens, and for trying a classification; null: none"""
+    ollama: str | None = Field(default=None, pattern=URL)
+    """A plain Ollama in the place of a model server; python -m monitoring.files records it"""
     logs: Path = Path("logs")
     """Folder of the daily files; waited for while it is not there"""
     port: int = Field(default=5000, ge=0, le=65535)
@@ -101,11 +104,13 @@ class ClassifyText(BaseModel):
 def create_app(settings: Settings) -> FastAPI:
     """The page and its API; ``app.state.live`` is what the pages are told."""
     client = httpx2.AsyncClient(timeout=ASK_TIMEOUT_S, trust_env=False)
-    server = None
-    if settings.server is not None:
+    server: Server | Ollama | None = None
+    if settings.ollama is not None:
+        server = Ollama(settings.ollama, client)
+    elif settings.server is not None:
         server = Server(settings.server, settings.metrics, settings.api_key_file, client)
-    forward = may_forward(settings)
-    live = Live(settings.logs, server, settings.prometheus, client, forward=server is not None and forward)
+    try_off = why_not_classify(settings)
+    live = Live(settings.logs, server, settings.prometheus, client, try_off=try_off)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -173,8 +178,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/api/classify")
     async def classify(body: ClassifyText, request: Request) -> Response:
         """Ask the model server, with its key. JSON only: a form of another site cannot send it unasked."""
-        if server is None or not forward:
-            return _error(403, "not_forwarded", "this page does not ask a model server; see server= and forward=")
+        if not isinstance(server, Server) or try_off is not None:
+            return _error(403, "not_forwarded", f"this page does not ask a model server ({try_off}); see --help")
         if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
             return _error(403, "other_site", "only this page may ask")
         try:
@@ -224,8 +229,14 @@ def read_day(text: str) -> date:
     return day
 
 
-def may_forward(settings: Settings) -> bool:
-    return is_loopback(settings.host) if settings.forward is None else settings.forward
+def why_not_classify(settings: Settings) -> Literal["ollama", "no_server", "reachable"] | None:
+    """Why the page may not ask for a classification; None: it may."""
+    if settings.ollama is not None:
+        return "ollama"
+    if settings.server is None:
+        return "no_server"
+    allowed = is_loopback(settings.host) if settings.forward is None else settings.forward
+    return None if allowed else "reachable"
 
 
 def is_loopback(host: str) -> bool:
@@ -264,7 +275,10 @@ def main(words: Sequence[str]) -> int:
         return USAGE
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{listener.getsockname()[1]}"
-    print(f"{url}  shows {settings.logs} and {settings.server or 'no server'}; Ctrl-C ends it", file=sys.stderr)
+    print(
+        f"{url}  shows {settings.logs} and {settings.ollama or settings.server or 'no server'}; Ctrl-C ends it",
+        file=sys.stderr,
+    )
     if not settings.logs.is_dir():
         advice = f"python -m monitoring.files logs={settings.logs} makes it"
         print(f"there is no folder {settings.logs} yet: {advice}; waiting for it", file=sys.stderr)
@@ -287,6 +301,8 @@ def _check(settings: Settings) -> None:
     """
     if settings.logs.exists() and not settings.logs.is_dir():
         raise ConfigError(f"logs: {settings.logs} is no folder: name the one that holds requests_YYYYMMDD.jsonl")
+    if settings.ollama is not None and "server" in settings.model_fields_set:
+        raise ConfigError("the page shows one of them: give server= or ollama=")
     if settings.api_key_file is not None:
         read_key(settings.api_key_file)
 

@@ -20,7 +20,7 @@ from monitoring import recent, request_files
 from monitoring.firing import firing
 from monitoring.recent import Recent
 from monitoring.request_files import RequestLine
-from monitoring.served import Scrape, Server, ServerError
+from monitoring.served import Ollama, Scrape, Server, ServerError
 
 TICK_S = 1.0
 DESCRIPTION_EVERY_S, ALERTS_EVERY_S = 5.0, 5.0
@@ -42,9 +42,15 @@ class Live:
     """
 
     def __init__(
-        self, folder: Path, server: Server | None, prometheus: str | None, client: httpx2.AsyncClient, *, forward: bool
+        self,
+        folder: Path,
+        server: Server | Ollama | None,
+        prometheus: str | None,
+        client: httpx2.AsyncClient,
+        *,
+        try_off: str | None,
     ) -> None:
-        """Args: forward: Whether pages may be told that they can ask the server to classify."""
+        """Args: try_off: Why pages may not ask for a classification; None: they may."""
         self.folder, self.server, self.prometheus, self.client = folder, server, prometheus, client
         self._began = time.time()
         self.recent = Recent(self._began)
@@ -53,7 +59,7 @@ class Live:
             "server": {"standing": "no_source" if server is None else "asking", "url": server and server.url},
             "deployment": None,
             "alerts": {"standing": "no_source" if prometheus is None else "asking", "firing": []},
-            "forward": forward,
+            "try_off": try_off,
         }
         self._sent: dict[str, Any] = {}
         self._pages: set[asyncio.Queue[bytes | None]] = set()
@@ -65,8 +71,9 @@ class Live:
         threading.Thread(target=self._follow, args=(asyncio.get_running_loop(),), daemon=True, name="follow").start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_every(TICK_S, self._tick))
-            if self.server is not None:
+            if isinstance(self.server, Server):
                 tasks.create_task(_every(TICK_S, self._ask_metrics(self.server)))
+            if self.server is not None:
                 tasks.create_task(_every(DESCRIPTION_EVERY_S, self._ask_deployment(self.server)))
             if self.prometheus is not None:
                 tasks.create_task(_every(ALERTS_EVERY_S, self._ask_alerts))
@@ -173,12 +180,16 @@ class Live:
 
         return ask
 
-    def _ask_deployment(self, server: Server) -> Callable[[], Awaitable[None]]:
+    def _ask_deployment(self, server: Server | Ollama) -> Callable[[], Awaitable[None]]:
         async def ask() -> None:
             try:
                 self.parts["deployment"] = await server.describe()
-            except ServerError:
+                told = {"standing": "no_metrics", "url": server.url}
+            except ServerError as error:
                 self.parts["deployment"] = None
+                told = {"standing": error.standing, "url": server.url, "reason": error.reason}
+            if isinstance(server, Ollama):
+                self.parts["server"] = told
 
         return ask
 

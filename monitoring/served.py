@@ -1,4 +1,4 @@
-"""What a model server says of itself, and a classification through it; the key stays on this side."""
+"""What a model server or a plain Ollama says of itself, and a classification; the key stays on this side."""
 
 from __future__ import annotations
 
@@ -123,6 +123,43 @@ class Server:
             return await self._client.request(method, url, headers=headers, **more)
         except httpx2.HTTPError as error:
             raise ServerError("unreachable", f"{url}: {error or type(error).__name__}") from error
+
+
+class Ollama:
+    """A plain Ollama at ``url``: it has no metrics and no queue that it would tell of."""
+
+    def __init__(self, url: str, client: httpx2.AsyncClient) -> None:
+        self.url, self._client = url.rstrip("/"), client
+
+    async def describe(self) -> dict[str, Any]:
+        """Its version and models; ``loaded`` are in memory.
+
+        Raises:
+            ServerError: It gave no usable answer.
+        """
+        try:
+            version, tags, running = [(await self._get(path)) for path in ("version", "tags", "ps")]
+            loaded = {str(model["name"]) for model in running["models"]}
+            models = [
+                {
+                    "name": str(model["name"]),
+                    "bytes": int(model["size"]),
+                    "quantization": str(model["details"]["quantization_level"]),
+                    "loaded": model["name"] in loaded,
+                }
+                for model in tags["models"]
+            ]
+            return {"name": "Ollama", "version": str(version["version"]), "state": "ready", "models": models}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError("unusable", f"{self.url} is no Ollama") from error
+
+    async def _get(self, path: str) -> Any:
+        try:
+            answer = await self._client.get(f"{self.url}/api/{path}")
+            answer.raise_for_status()
+            return answer.json()
+        except httpx2.HTTPError as error:
+            raise ServerError("unreachable", f"{self.url}: {error or type(error).__name__}") from error
 
 
 def read_key(path: Path) -> str:

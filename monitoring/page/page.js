@@ -198,7 +198,7 @@ const charts = Object.entries(CHARTS).map(([name, spec]) => {
   return (rows, from, to, seconds) => {
     title.replaceChildren(say("chart_" + name), spec.note ? make("span", { class: "note" }, say(spec.note)) : "");
     place.setAttribute("aria-description", say("chart_keys"));
-    draw(rows, from, to, seconds, spec.server && state.server.standing === "no_source" ? say("needs_server") : null);
+    draw(rows, from, to, seconds, spec.server && /^no_/.test(state.server.standing) ? say("needs_server") : null);
   };
 });
 const drawCharts = () => {
@@ -215,7 +215,7 @@ const fact = (list, name, value, style = null) => {
 };
 const drawDeployment = () => once("deployment", [state.deployment, state.server], () => {
   const { deployment, server } = state;
-  $("served").textContent = deployment ? `${deployment.name} ${deployment.version} · ${deployment.engine} · ${server.url}` : server.standing === "no_source" ? say("no_server_line") : server.url;
+  $("served").textContent = deployment ? [`${deployment.name} ${deployment.version}`, deployment.engine, server.url].filter(Boolean).join(" · ") : server.standing === "no_source" ? say("no_server_line") : server.url;
   $("state").hidden = !deployment;
   if (!deployment) return fill("deployment", make("p", { class: "dim" }, say(server.standing === "no_source" ? "deployment_no_server" : "deployment_none")));
   const shown = deployment.state;
@@ -238,10 +238,12 @@ const drawDeployment = () => once("deployment", [state.deployment, state.server]
   counted("field_request_timeout_s", "request_timeout_s", "seconds");
   fact(list, "field_weights_bytes", known(deployment.weights_bytes) ? bytes(deployment.weights_bytes) : null);
   fact(list, "field_source", deployment.source);
-  fact(list, "field_tasks", deployment.tasks.join(", "));
-  fact(list, "field_categories", deployment.categories.length ? number(deployment.categories.length) : null);
+  fact(list, "field_tasks", deployment.tasks?.join(", "));
+  fact(list, "field_categories", deployment.categories?.length ? number(deployment.categories.length) : null);
   fact(list, "field_loaded_since", deployment.loaded_since ? dayAndTime(deployment.loaded_since) : null);
   figure("field_restarts", "restarts");
+  for (const model of deployment.models ?? [])  // of an Ollama
+    list.push(make("dt", {}, model.name), make("dd", {}, [bytes(model.bytes), model.quantization, model.loaded ? say("loaded") : null].filter(Boolean).join(" · ")));
   fact(list, "field_url", server.url);
   fill("deployment", make("dl", { class: "facts" }, ...list));
 });
@@ -350,10 +352,11 @@ $("pause").addEventListener("click", () => {
 // -- a classification -------------------------------------------------------------------------------------
 
 let answer = null;
-const drawTry = () => once("try", [answer, state.forward, state.server && state.server.standing === "no_source"], () => {
-  $("try").hidden = state.forward === false;
-  $("try-off").hidden = state.forward !== false;
-  $("try-off").textContent = say(state.server && state.server.standing === "no_source" ? "try_off_no_server" : "try_off_reachable");
+const drawTry = () => once("try", [answer, state.try_off], () => {
+  const off = known(state.try_off);
+  $("try").hidden = off;
+  $("try-off").hidden = !off;
+  if (off) $("try-off").textContent = say("try_off_" + state.try_off);
   const busy = answer !== null && answer.asking;
   $("ask").textContent = say(busy ? "try_asking" : "try_button");
   $("ask").disabled = busy;

@@ -35,9 +35,10 @@ class Running:
 
 @contextlib.contextmanager
 def page(folder, *words, port=0, server="null"):
-    """``python -m monitoring.dashboard``, once it listens."""
+    """``python -m monitoring.dashboard``, once it listens. ``server`` None: not named."""
     log = Path(folder).parent / f"page-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "monitoring.dashboard", f"logs={folder}", f"port={port}", f"server={server}"]
+    command = [sys.executable, "-m", "monitoring.dashboard", f"logs={folder}", f"port={port}"]
+    command += [] if server is None else [f"server={server}"]
     with log.open("wb") as file:
         process = subprocess.Popen([*command, *words], cwd=PROJECT, stdout=file, stderr=subprocess.STDOUT)
     try:

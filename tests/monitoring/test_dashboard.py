@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import socket
 import statistics
@@ -13,8 +15,22 @@ import time
 from datetime import datetime, timedelta
 
 import pytest
-from page_server import PROJECT, ask, events, get, line, model_server, page, requests_file, some, until, write
+from page_server import (
+    PROJECT,
+    ask,
+    events,
+    free_port,
+    get,
+    line,
+    model_server,
+    page,
+    requests_file,
+    some,
+    until,
+    write,
+)
 
+from model_server.cache import cache_dir
 from monitoring.dashboard import MAX_TEXT, Settings
 
 KEY = "a-key-that-must-stay-here"
@@ -64,11 +80,12 @@ def test_help_explains_every_setting():
         ("logs=pyproject.toml", "is no folder"),
         ("api_key_file=/nowhere/key", "cannot read /nowhere/key"),
         ("api_key_file=/dev/null", "holds no key"),
+        ("server=http://a ollama=http://b", "give server= or ollama="),
         ("host=192.0.2.1", "cannot listen on 192.0.2.1"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_told(word, told):
-    done = run(word)
+    done = run(*word.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -295,6 +312,41 @@ def test_something_else_than_a_model_server_is_told(logs):
         assert events(running.url, 1)[0]["deployment"] is None
 
 
+@pytest.mark.ollama
+def test_a_plain_ollama_is_shown(logs, tmp_path):
+    """The real one, with the tiny model of our other tests."""
+    binary = shutil.which("ollama") or str(cache_dir() / "bin" / "ollama")
+    url = f"http://127.0.0.1:{free_port()}"
+    environ = os.environ | {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(tmp_path / "models"), "HOME": str(tmp_path)}
+    for words in (
+        ["tests/tools/tiny_qwen3.py", tmp_path / "tiny"],
+        ["-m", "training.gguf_model", tmp_path / "tiny", tmp_path / "tiny.gguf", "f32"],
+    ):
+        subprocess.run([sys.executable, *words], check=True, cwd=PROJECT, capture_output=True)
+    (tmp_path / "Modelfile").write_text(f"FROM {tmp_path}/tiny.gguf\n", encoding="utf-8")
+    with page(logs, f"ollama={url}", server=None) as running:
+        until(lambda: events(running.url, 1)[0]["server"]["standing"] == "unreachable")
+        with (tmp_path / "log").open("wb") as log:
+            ollama = subprocess.Popen([binary, "serve"], env=environ, stdout=log, stderr=log, start_new_session=True)
+        try:
+            until(lambda: get(f"{url}/api/version")[0] == 200)
+            subprocess.run(
+                [binary, "create", "tiny", "-f", tmp_path / "Modelfile"], env=environ, check=True, capture_output=True
+            )
+            until(lambda: (events(running.url, 1)[0]["deployment"] or {}).get("models"))
+            whole = events(running.url, 1)[0]
+            (told,) = get(f"{url}/api/tags")[1]["models"]
+        finally:
+            os.killpg(ollama.pid, signal.SIGKILL)
+            ollama.wait()
+        assert classify(running.url)[0] == 403
+    (model,) = whole["deployment"]["models"]
+    assert (model["name"], model["loaded"]) == ("tiny:latest", False)
+    assert model["bytes"] == told["size"]
+    assert whole["deployment"]["version"]
+    assert (whole["server"]["standing"], whole["try_off"]) == ("no_metrics", "ollama")
+
+
 # -- who may ask --------------------------------------------------------------------------------------------
 
 
@@ -319,4 +371,4 @@ def test_where_others_reach_the_page_it_asks_nobody_in_the_owners_name(logs, gua
     with page(logs, "host=0.0.0.0", server=guarded.url) as running:
         assert "others can reach" in running.log.read_text(encoding="utf-8")
         assert classify(running.url)[0] == 403
-        assert events(running.url, 1)[0]["forward"] is False
+        assert events(running.url, 1)[0]["try_off"] == "reachable"

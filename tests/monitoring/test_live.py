@@ -17,7 +17,7 @@ from monitoring.served import Scrape, Server, ServerError
 async def test_a_page_that_does_not_read_is_let_go_and_others_go_on(tmp_path):
     """It must not fill the memory; its browser comes back by itself."""
     async with httpx2.AsyncClient() as client:
-        live = Live(tmp_path, None, None, client, forward=False)
+        live = Live(tmp_path, None, None, client, try_off=None)
         lagging, reading = live.stream(), live.stream()
         await anext(lagging)
         await anext(reading)
@@ -35,7 +35,7 @@ async def test_a_page_that_does_not_read_is_let_go_and_others_go_on(tmp_path):
 
 async def test_what_has_not_changed_is_not_sent_again(tmp_path):
     async with httpx2.AsyncClient() as client:
-        live = Live(tmp_path, None, None, client, forward=False)
+        live = Live(tmp_path, None, None, client, try_off=None)
         stream = live.stream()
         first = json.loads((await anext(stream)).partition(b"data: ")[2])
         assert first["files"]["folder"] == str(tmp_path)

@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 from page_server import free_port, get, line, model_server, page, requests_file, some, until, write
 
 from model_server.schemas import HealthStatus
-from monitoring.dashboard import PAGE
+from monitoring.dashboard import PAGE, why_not_classify
 from monitoring.firing import Alerts
 
 CHROMIUM = "/usr/bin/chromium"
@@ -150,6 +150,16 @@ def get_classification(url, text):
 
     status, body, _ = ask(f"{url}/api/v1/classify", json.dumps({"text": text}).encode())
     return status, json.loads(body)
+
+
+def test_where_nothing_can_be_asked_it_says_so(logs, opened):
+    logs.mkdir()
+    with page(logs) as running, opened(running.url, rows=False) as tab:
+        assert "server=URL" in tab.locator("#try-off").inner_text()
+        assert not tab.locator("#try").is_visible()
+        assert "server=URL" in tab.locator("#deployment").inner_text()
+        assert "server=URL" in tab.locator("#chart-queue").text_content()
+        assert f"written to {logs}" in tab.locator("#rows-empty").inner_text()
 
 
 def test_silence_about_alerts_is_no_all_clear(logs, opened):
@@ -438,7 +448,8 @@ def test_every_text_is_there_and_used():
     code = "".join((PAGE.parent / name).read_text(encoding="utf-8") for name in ("live.py", "served.py"))
     sent |= {f"server_{name}" for name in re.findall(r'ServerError\("(\w+)"', code)}
     sent |= {f"files_{name}" for name in re.findall(r'standing\("(\w+)"', code) if name != "read"}
-    assert len(sent) > 14
+    sent |= {f"try_off_{reason}" for reason in get_args(get_args(get_type_hints(why_not_classify)["return"])[0])}
+    assert len(sent) > 17
     assert sent - found.keys() == set()
 
 
