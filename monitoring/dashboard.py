@@ -14,7 +14,9 @@ from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import httpx2
 import uvicorn
@@ -23,7 +25,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from monitoring.daily_summary import DailySummary, summarise
@@ -36,8 +38,10 @@ OK, USAGE = 0, 2
 ASK_TIMEOUT_S = 2.0
 CLASSIFY_TIMEOUT_S = 60.0
 MAX_TEXT = 20_000
-LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
-URL = r"^https?://[!-~]+$"
+MAX_BODY = 8 * MAX_TEXT
+"""Bytes of a question: a character may take twelve as JSON, but few do."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 HEADERS = {
     # Whatever stands in a prompt, an error or a model's name is text: no script runs but page/*.js, and even
     # those cannot hand text to the parser (Trusted Types).
@@ -69,12 +73,24 @@ exit codes: 0 ended by Ctrl-C or SIGTERM, 2 the settings cannot be used or the p
 """
 
 
+def _address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not text.isascii() or not text.isprintable():
+        raise ValueError(f"must look like http://127.0.0.1:8000, got {text!r}")
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a password: the page shows it; see api_key_file")
+    return text
+
+
+Url = Annotated[str, AfterValidator(_address)]
+
+
 class Settings(RunConfig):
     """What the command line takes."""
 
-    server: str | None = Field(default="http://127.0.0.1:8000", pattern=URL)
+    server: Url | None = "http://127.0.0.1:8000"
     """The model server, for its deployment, queue and tokens, and for trying a classification; null: none"""
-    ollama: str | None = Field(default=None, pattern=URL)
+    ollama: Url | None = None
     """A plain Ollama in the place of a model server; python -m monitoring.files records it"""
     logs: Path = Path("logs")
     """Folder of the daily files; waited for while it is not there"""
@@ -82,9 +98,9 @@ class Settings(RunConfig):
     """Where the page is; 0: any free port"""
     host: str = "127.0.0.1"
     """Others reach the page under another address than this machine's own"""
-    metrics: str | None = Field(default=None, pattern=URL)
+    metrics: Url | None = None
     """The server's metrics, where they are not at /metrics of the server"""
-    prometheus: str | None = Field(default=None, pattern=URL)
+    prometheus: Url | None = None
     """Whom to ask for the alerts that fire"""
     api_key_file: Path | None = None
     """File with the key that the server asks for; it stays on this side"""
@@ -128,7 +144,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.live = live
     if is_loopback(settings.host):
         # A page elsewhere can be made to ask 127.0.0.1 under a name of its own.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, settings.host])
+    app.add_middleware(_bounded)
     app.add_middleware(_with_headers)
     app.mount("/page", StaticFiles(directory=PAGE))
 
@@ -167,7 +184,7 @@ def create_app(settings: Settings) -> FastAPI:
         error: str = "",
         latency_above_ms: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0,
     ) -> Response:
-        """The last requests, newest first; of those that fit, where a filter is given."""
+        """The last requests, newest first; with a filter those that fit, of the last KEPT_LINES."""
         lines = live.recent.newest(limit, status=status, model=model, error=error, latency_above_ms=latency_above_ms)
         return Response(b"[" + b",".join(line.model_dump_json().encode() for line in lines) + b"]", media_type=JSON)
 
@@ -196,6 +213,20 @@ JSON = "application/json"
 
 def _error(status: int, code: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"code": code, "message": message}}, status)
+
+
+def _bounded(app: ASGIApp) -> ASGIApp:
+    """Refuse a body that is too long, or does not say how long it is, before it is read into memory."""
+
+    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        length = dict(scope.get("headers", ())).get(b"content-length", b"")
+        if scope["type"] == "http" and scope["method"] == "POST" and not 0 < int(length or 0) <= MAX_BODY:
+            refusal = _error(413, "too_long", f"a question has a content-length and at most {MAX_BODY} bytes")
+            await refusal(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return bounded
 
 
 def _with_headers(app: ASGIApp) -> ASGIApp:
@@ -329,8 +360,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _described() -> str:
-    rows = ((name, field) for name, field in Settings.model_fields.items())
-    return "\n".join(f"  {name + '=':<14} {field.description} ({_shown(field.default)})" for name, field in rows)
+    rows = ((f"  {name + '=':<14}", field) for name, field in Settings.model_fields.items())
+    return "\n".join(
+        fill(f"{field.description} ({_shown(field.default)})", 110, initial_indent=name, subsequent_indent=" " * 16)
+        for name, field in rows
+    )
 
 
 def _shown(value: object) -> str:

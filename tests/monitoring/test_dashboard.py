@@ -75,7 +75,9 @@ def test_help_explains_every_setting():
     [
         ("prot=1", "did you mean 'port'"),
         ("port=70000", "port"),
-        ("server=localhost:8000", "server"),
+        ("server=localhost:8000", "must look like http://127.0.0.1:8000, got 'localhost:8000'"),
+        ("server=http://", "must look like http"),
+        ("prometheus=http://me:secret@host", "must not hold a password"),
         ("limit", "key=value"),
         ("logs=pyproject.toml", "is no folder"),
         ("api_key_file=/nowhere/key", "cannot read /nowhere/key"),
@@ -89,6 +91,7 @@ def test_a_setting_that_cannot_be_used_is_told(word, told):
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr.partition("must not")[2]
 
 
 def test_a_port_in_use_is_told():
@@ -357,6 +360,23 @@ def test_every_answer_forbids_foreign_script(logs):
             assert "default-src 'none'" in policy
             assert "unsafe" not in policy
             assert "require-trusted-types-for 'script'" in policy
+
+
+def test_a_body_is_bounded_before_it_is_read(logs, guarded):
+    with page(logs, server=guarded.url) as running:
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=20) as sock:
+            sock.sendall(b"POST /api/classify HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n")
+            assert b" 413 " in sock.recv(65536)
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=20) as sock:
+            sock.sendall(b"POST /api/classify HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
+            assert b" 413 " in sock.recv(65536)
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost", "127.0.0.2"])
+def test_every_address_of_this_machine_can_be_used(logs, host):
+    with page(logs, f"host={host}") as running:
+        assert get(f"{running.url}/api/recent_requests")[0] == 200
+        assert ask(running.url, headers={"host": "evil.example"})[0] == 400
 
 
 def test_another_site_cannot_ask_through_the_readers_browser(logs, guarded):

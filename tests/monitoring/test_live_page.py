@@ -50,7 +50,7 @@ def opened(chromium):
         complaints = []
         own = chromium.new_context(viewport=viewport, **{"locale": "en-GB", **context})
         tab = own.new_page()
-        tab.set_default_timeout(20_000)
+        tab.set_default_timeout(60_000)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
