@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import get_args, get_type_hints
 
 import pytest
@@ -160,6 +161,53 @@ def test_where_nothing_can_be_asked_it_says_so(logs, opened):
         assert "server=URL" in tab.locator("#deployment").inner_text()
         assert "server=URL" in tab.locator("#chart-queue").text_content()
         assert f"written to {logs}" in tab.locator("#rows-empty").inner_text()
+
+
+@contextmanager
+def prometheus(*alerts):
+    """Answers as the real one of test_firing does."""
+    body = json.dumps({"status": "success", "data": {"alerts": list(alerts)}}).encode()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as served:
+        threading.Thread(target=served.serve_forever).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_an_alert_that_fires_is_shown_in_the_readers_language(logs, opened):
+    logs.mkdir()
+    evil = "<img src=x onerror='window.hacked = 1'>"
+    alert = {
+        "labels": {"alertname": "high_error_rate", "severity": "critical", "instance": evil},
+        "annotations": {"summary": "Too many", "summary_zh": "过多", "runbook_url": "https://x.example/#a"},
+        "state": "firing",
+        "activeAt": "2026-11-26T10:00:00Z",
+    }
+    with prometheus(alert) as url, page(logs, f"prometheus={url}") as running:
+        with opened(running.url, rows=False) as tab:
+            shown = tab.locator(".alert.critical").inner_text()
+            assert "high_error_rate" in shown
+            assert "Too many" in shown
+            assert evil in shown
+            assert tab.locator(".alert a").get_attribute("href") == "https://x.example/#a"
+            assert tab.title().startswith("(1) ")
+            assert tab.evaluate("window.hacked") is None
+        with opened(running.url, rows=False, locale="zh-CN") as tab:
+            shown = tab.locator(".alert.critical").inner_text()
+            assert "过多" in shown
+            assert "严重" in shown
+    with prometheus() as url, page(logs, f"prometheus={url}") as running, opened(running.url, rows=False) as tab:
+        tab.wait_for_selector("#alerts-body .good")
+        assert "No alert is firing" in tab.locator("#alerts-body").inner_text()
 
 
 def test_silence_about_alerts_is_no_all_clear(logs, opened):
