@@ -18,7 +18,8 @@ import pytest
 
 from model_server.cache import cache_dir
 
-sys.path.insert(0, str(Path(__file__).parent / "infra"))  # with import mode importlib tests are no package
+for shared in ("infra", "monitoring"):  # with import mode importlib tests are no package
+    sys.path.insert(0, str(Path(__file__).parent / shared))
 pytest_plugins = ["cluster_fixture"]
 
 CACHE = cache_dir()
