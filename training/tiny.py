@@ -39,6 +39,7 @@ from model_server.classification import (
     SUFFIX,
     ClassificationSettings,
     clean_call,
+    expected_answers,
     prepare_call,
     prompt_text,
     settings_for,
@@ -266,10 +267,12 @@ def main(config: TinySettings) -> dict[str, Any]:
     )
     test_rows, _ = rows_and_truth(splits["test"])
     test_scores = score(model, prefix, test_rows, label_ids, fill)
+    test_probabilities = torch.softmax(test_scores.double() / temperature, 1).numpy()
+    settings = settings.model_copy(update={"expected": expected_answers(test_probabilities)})
     evaluation = {
         "parameters": parameters,
         "validation": evaluate(splits["validation"], calibrated, settings),
-        "test": evaluate(splits["test"], torch.softmax(test_scores.double() / temperature, 1).numpy(), settings),
+        "test": evaluate(splits["test"], test_probabilities, settings),
         "test_ece_15_uncalibrated": calibration_error(
             test_scores.softmax(1).max(1).values.double().numpy(),
             test_scores.argmax(1).numpy()
