@@ -139,6 +139,11 @@ class Alert(RunConfig):
         return " and ".join(f"{record} {self.compare} {self.limit:.12g}" for record in self.signals)
 
 
+def seconds(duration: str) -> int:
+    """Of ``90s``, ``5m``, ``1h``, ``3d``."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
+
+
 def load(thresholds: Mapping[str, float] = MappingProxyType({}), path: Path = FILE) -> dict[str, Alert]:
     """Read the alerts.
 

@@ -57,7 +57,8 @@ def rules(rows: Mapping[str, alerts.Alert], runbooks: str = RUNBOOKS) -> dict[st
         )
     alerting += [_absence(series, names, rows[names[0]], runbooks) for series, names in blind.items()]
     recording = [{"record": record, "expr": expr} for record, expr in signals.items()]
-    return {"groups": [{"name": "qwen3_signals", "rules": recording}, {"name": "qwen3_alerts", "rules": alerting}]}
+    # One group: its rules are evaluated in order, so that an alert sees the signal of this evaluation, not of the last.
+    return {"groups": [{"name": "qwen3_alerts", "rules": recording + alerting}]}
 
 
 def _absence(series: str, names: Sequence[str], row: alerts.Alert, runbooks: str) -> dict[str, Any]:
