@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name("alerts.yml")
 RUNBOOKS = FILE.with_name("runbooks")
+
+WINDOW = re.compile(r"\[([0-9]+[smhd])\]")
+"""How far back a part of an expression looks."""
 
 Duration = Annotated[str, Field(pattern=r"^[0-9]+[smhd]$")]
 RecordName = Annotated[str, Field(pattern=r"^(job|instance):qwen3_\w+:\w+$")]
