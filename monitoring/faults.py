@@ -177,9 +177,8 @@ def hang_engine(site: Site) -> Iterator[None]:
     """SIGSTOP, also to each that replaces it."""
     with _repeatedly(lambda: _stop(site)):
         yield
-    site.servers[0].kill()
-    site.servers[0].start()
-    site.servers[0].wait()
+    for process in site.servers[0].engines():
+        process.resume()
 
 
 def _stop(site: Site) -> None:

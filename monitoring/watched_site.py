@@ -420,7 +420,7 @@ def _wait_until_known(site: Site) -> None:
     seen: object = None
     while time.monotonic() < deadline:
         try:
-            seen = len(site.query("up == 1"))
+            seen = len(site.query(f'up{{job="{JOB}"}} == 1'))
             site.suppressed()
         except (httpx2.HTTPError, SiteError) as error:
             seen = error

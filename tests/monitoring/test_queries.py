@@ -144,6 +144,7 @@ def test_every_query_is_promql_to_promtool(tmp_path):
     assert len(queries) > 80
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_every_query_has_names_labels_and_values_and_moves(run):
     wrong = {str(query): found for query in everywhere() if (found := problems(query, run))}
@@ -151,6 +152,7 @@ def test_every_query_has_names_labels_and_values_and_moves(run):
     assert wrong == {}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("text", "found"),
