@@ -95,6 +95,7 @@ async def serve(
     engine: Engine,
     *,
     classifier: Callable[[], ClassificationSettings | None] = lambda: None,
+    models: Path | None = None,
     config_path: Path | None = None,
     read_config: Callable[[], DeploymentConfig] | None = None,
 ) -> int:
@@ -102,6 +103,7 @@ async def serve(
 
     Args:
         classifier: Reads how the model classifies, while it loads; None: it does not.
+        models: Where the weights lie, whose file system is watched; None: not on this machine.
         config_path: Watched for hot reload.
         read_config: Reads it; None: only the key file is reloaded.
 
@@ -127,6 +129,8 @@ async def serve(
     from model_server.metrics import Metrics
 
     metrics = Metrics(memory_limit_bytes=memory_limit_bytes(config))
+    directories = {"models": models, "logs": serving.log_dir}
+    metrics.watch_disks({name: path for name, path in directories.items() if path is not None})
     handlers = tracing.configure(serving.otlp_endpoint, service_version=config.model_version)
     on_drop = metrics.log_records_dropped_total.inc
     logs.configure(serving.log_level, serving.log_dir, on_drop=on_drop, handlers=handlers)
