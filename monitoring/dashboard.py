@@ -28,9 +28,13 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from model_server import deployment
+from model_server.errors import ConfigurationError
+from monitoring import alerts
 from monitoring.daily_summary import DailySummary, summarise
 from monitoring.live import Live
 from monitoring.served import Ollama, Server, ServerError, read_key
+from monitoring.watch import Rules, Watch
 from runconfig import ConfigError, RunConfig, load
 
 PAGE = Path(__file__).with_name("page")
@@ -102,6 +106,8 @@ class Settings(RunConfig):
     """The server's metrics, where they are not at /metrics of the server"""
     prometheus: Url | None = None
     """Whom to ask for the alerts that fire"""
+    environment: Path | None = None
+    """Whose thresholds the alerts have where there is no Prometheus; null: those of alerts.yml"""
     api_key_file: Path | None = None
     """File with the key that the server asks for; it stays on this side"""
     forward: bool | None = None
@@ -125,8 +131,13 @@ def create_app(settings: Settings) -> FastAPI:
         server = Ollama(settings.ollama, client)
     elif settings.server is not None:
         server = Server(settings.server, settings.metrics, settings.api_key_file, client)
+    watch = None
+    if settings.prometheus is None and isinstance(server, Server):
+        # Without a key: where /metrics asks for one, the alerts say that the server is away.
+        quiet = httpx2.Client(timeout=ASK_TIMEOUT_S, trust_env=False)
+        watch = Watch([server.metrics_url.removesuffix("/metrics")], Rules(alerts.load(thresholds(settings))), quiet)
     try_off = why_not_classify(settings)
-    live = Live(settings.logs, server, settings.prometheus, client, try_off=try_off)
+    live = Live(settings.logs, server, settings.prometheus, client, try_off=try_off, watch=watch)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -260,6 +271,14 @@ def read_day(text: str) -> date:
     return day
 
 
+def thresholds(settings: Settings) -> dict[str, float]:
+    """
+    Raises:
+        ConfigurationError: The environment cannot be used.
+    """
+    return {} if settings.environment is None else dict(deployment.load(settings.environment).alerts)
+
+
 def why_not_classify(settings: Settings) -> Literal["ollama", "no_server", "reachable"] | None:
     """Why the page may not ask for a classification; None: it may."""
     if settings.ollama is not None:
@@ -300,8 +319,9 @@ def main(words: Sequence[str]) -> int:
     try:
         settings = load(Settings, None, parser.parse_args(words).settings)
         _check(settings)
+        alerts.load(thresholds(settings))
         listener = bind(settings.host, settings.port)
-    except ConfigError as error:
+    except (ConfigError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any, Literal
 
 import httpx2
 from pydantic import AwareDatetime, Field
 
+from monitoring.watch import Event, Watch
 from runconfig import RunConfig
 
 Standing = Literal["known", "no_source", "unreachable", "unusable"]
@@ -46,8 +48,18 @@ class Alerts(RunConfig):
     """Critical ones first, then the oldest."""
 
 
-async def firing(prometheus: str | None, client: httpx2.AsyncClient) -> Alerts:
-    """The alerts that fire, from Prometheus' ``/api/v1/alerts``; pending ones are left out."""
+async def firing(
+    prometheus: str | None, client: httpx2.AsyncClient, watch: Watch | None = None, at: float = 0.0
+) -> Alerts:
+    """The alerts that fire at Unix time ``at``; pending ones are left out.
+
+    Args:
+        prometheus: Asked at ``/api/v1/alerts``.
+        watch: Judges where there is no Prometheus; it reads the server itself, and must be asked every 30 s or oftener.
+    """
+    if prometheus is None and watch is not None:
+        await asyncio.to_thread(watch.step, at)
+        return _sorted([_of_watch(event) for event in watch.rules.firing], "monitoring/alerts.yml")
     if prometheus is None:
         return Alerts(standing="no_source", source=None)
     try:
@@ -58,15 +70,37 @@ async def firing(prometheus: str | None, client: httpx2.AsyncClient) -> Alerts:
         return Alerts(standing="unreachable", source=prometheus, reason=str(error) or type(error).__name__)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Alerts(standing="unusable", source=prometheus, reason=f"{type(error).__name__}: {error}"[:200])
+    return _sorted(found, prometheus)
+
+
+def _sorted(found: list[Firing], source: str) -> Alerts:
     found.sort(key=lambda each: (each.severity != "critical", each.since is None, each.since, each.name))
-    return Alerts(standing="known", source=prometheus, firing=found)
+    return Alerts(standing="known", source=source, firing=found)
+
+
+def _of_watch(event: Event) -> Firing:
+    return Firing(
+        name=event.alert,
+        severity=event.severity,
+        since=datetime.fromisoformat(event.time),
+        summary=event.summary,
+        summary_zh=event.summary_zh,
+        description=event.description,
+        description_zh=event.description,
+        runbook=_link(event.runbook),
+        labels=dict(event.labels),
+    )
+
+
+def _link(address: str) -> str | None:
+    """Becomes a link: nothing that a browser would run."""
+    return address if address.startswith(("http://", "https://")) else None
 
 
 def _read(row: dict[str, Any]) -> Firing:
     labels, notes = row["labels"], row["annotations"]
     name = labels["alertname"]
     summary, description = notes.get("summary", name), notes.get("description", "")
-    link = str(notes.get("runbook_url", ""))
     return Firing(
         name=name,
         severity=labels.get("severity", "warning"),
@@ -75,7 +109,6 @@ def _read(row: dict[str, Any]) -> Firing:
         summary_zh=notes.get("summary_zh", summary),
         description=description,
         description_zh=notes.get("description_zh", description),
-        # Becomes a link: nothing that a browser would run.
-        runbook=link if link.startswith(("http://", "https://")) else None,
+        runbook=_link(str(notes.get("runbook_url", ""))),
         labels={key: value for key, value in labels.items() if key not in {"alertname", "severity"}},
     )

@@ -21,6 +21,7 @@ from monitoring.firing import firing
 from monitoring.recent import Recent
 from monitoring.request_files import RequestLine
 from monitoring.served import Ollama, Scrape, Server, ServerError
+from monitoring.watch import Watch
 
 TICK_S = 1.0
 DESCRIPTION_EVERY_S, ALERTS_EVERY_S = 5.0, 5.0
@@ -49,16 +50,18 @@ class Live:
         client: httpx2.AsyncClient,
         *,
         try_off: str | None,
+        watch: Watch | None = None,
     ) -> None:
         """Args: try_off: Why pages may not ask for a classification; None: they may."""
-        self.folder, self.server, self.prometheus, self.client = folder, server, prometheus, client
-        self._began = time.time()
+        self.folder, self.server, self.client = folder, server, client
+        self.prometheus, self.watch = prometheus, watch
+        self._began, self._began_monotonic = time.time(), time.monotonic()
         self.recent = Recent(self._began)
         self.parts: dict[str, Any] = {
             "files": {"standing": "reading", "folder": str(folder), "reason": ""},
             "server": {"standing": "no_source" if server is None else "asking", "url": server and server.url},
             "deployment": None,
-            "alerts": {"standing": "no_source" if prometheus is None else "asking", "firing": []},
+            "alerts": {"standing": "no_source" if prometheus is None and watch is None else "asking", "firing": []},
             "try_off": try_off,
         }
         self._sent: dict[str, Any] = {}
@@ -75,7 +78,7 @@ class Live:
                 tasks.create_task(_every(TICK_S, self._ask_metrics(self.server)))
             if self.server is not None:
                 tasks.create_task(_every(DESCRIPTION_EVERY_S, self._ask_deployment(self.server)))
-            if self.prometheus is not None:
+            if self.prometheus is not None or self.watch is not None:
                 tasks.create_task(_every(ALERTS_EVERY_S, self._ask_alerts))
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -194,7 +197,8 @@ class Live:
         return ask
 
     async def _ask_alerts(self) -> None:
-        self.parts["alerts"] = (await firing(self.prometheus, self.client)).model_dump(mode="json")
+        at = self._began + time.monotonic() - self._began_monotonic  # a clock that is set moves nothing
+        self.parts["alerts"] = (await firing(self.prometheus, self.client, self.watch, at)).model_dump(mode="json")
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
