@@ -190,7 +190,7 @@ async def main(config: ParitySettings) -> list[Parity]:
     settings = classification.load_settings(config.run_dir / "best")
     if settings is None:
         raise ConfigurationError(f"{config.run_dir} has no best/{classification.FILE_NAME}: evaluate it first")
-    reference = softmax(scored.logprobs / settings.temperature, axis=1)
+    reference = softmax(classification.unweighted(scored.logprobs, settings) / settings.temperature, axis=1)
     texts, truth = [call.input_text for call in scored.calls], scored.truth
     found = []
     for name, url in config.urls.items():
