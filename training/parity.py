@@ -11,7 +11,8 @@ answer is compared with what the trained model scored:
     temperature  the one that explains the form's probabilities best: within temperature_tolerance
     settings     classification.json of a form in the run's folder says what that of best/ says
 
-Labels, review and temperature of a form of 4 bits are measured and not judged. Writes
+Labels, review and temperature of a form of 4 bits are measured and not judged. That of LMDeploy, ``awq``, is read back
+into float and measured by engine transformers: what its rounding costs, without a GPU. Writes
 ``run_dir/evaluation/parity.json``.
 
 exit codes: 0 all agree; 1 a form differs; 2 usage
@@ -21,8 +22,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +38,19 @@ from scipy.special import softmax
 
 import runconfig
 from model_server import capacity, classification, deployment, engines, model_source
+from model_server.cache import environment_python
 from model_server.classification import LABELS, ClassificationSettings
 from model_server.errors import ConfigurationError, DeploymentError
 from training import metrics
 from training.scores import Scored, read_scores
 
-ENVIRONMENT = Path(__file__).resolve().parents[1] / "environments" / "local.yml"
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = ROOT / "environments" / "local.yml"
 ENGINES = ("openvino", "transformers")
 """Of the model server, that run here on a CPU."""
 BATCH = 16
-MEASURED_BITS = 4
-"""Of weights: forms with so few are measured and not judged."""
+FOUR_BITS = ("openvino-int4", "awq")
+"""Forms that are measured and not judged; so are servers whose weights have so few."""
 LIKELY = 1e-4
 """Probability from which a category says something of the temperature: engines floor what is less likely."""
 
@@ -208,22 +214,22 @@ async def by_engine(source: Path, engine_name: str, environment: Path, texts: Se
     assert settings is not None
     await engine.load()
     try:
-        return [
-            answer
-            for at in range(0, len(texts), BATCH)
-            for answer in await _batch(engine, settings, texts[at : at + BATCH])
-        ]
+        return await answers_of(engine, settings, texts)
     finally:
         await engine.close()
 
 
-async def _batch(engine: Any, settings: ClassificationSettings, texts: Sequence[str]) -> list[Mapping[str, Any]]:
-    prompts = []
-    for text in texts:
-        call = classification.prepare_call(text, settings, lambda part: engine.prompt(part).tokens)
-        prompts.append(engine.prompt(classification.prompt_text(call, settings)))
-    rows = await engine.score(prompts, list(settings.label_ids.values()))
-    return [classification.decide(row, settings) for row in rows]
+async def answers_of(engine: Any, settings: ClassificationSettings, texts: Sequence[str]) -> list[Mapping[str, Any]]:
+    """What a loaded engine makes of the calls, as ``/api/v1/classify`` gives it."""
+    answers: list[Mapping[str, Any]] = []
+    for at in range(0, len(texts), BATCH):
+        prompts = []
+        for text in texts[at : at + BATCH]:
+            call = classification.prepare_call(text, settings, lambda part: engine.prompt(part).tokens)
+            prompts.append(engine.prompt(classification.prompt_text(call, settings)))
+        rows = await engine.score(prompts, list(settings.label_ids.values()))
+        answers += [classification.decide(row, settings) for row in rows]
+    return answers
 
 
 async def by_http(url: str, texts: Sequence[str]) -> tuple[list[Mapping[str, Any]], int | None]:
@@ -254,7 +260,28 @@ def forms_of(run_dir: Path) -> dict[str, tuple[Path, str]]:
         for name in model_source.RUN_FORMS[engine]:
             if (run_dir / name / classification.FILE_NAME).is_file():
                 found[name] = (run_dir / name, engine)
+    if (run_dir / "awq" / classification.FILE_NAME).is_file():
+        found["awq"] = (run_dir / "awq", "transformers")
     return found
+
+
+@contextmanager
+def readable(form: str, folder: Path) -> Iterator[Path]:
+    """The form as its engine here can load it.
+
+    Raises:
+        ConfigurationError: AWQ's weights cannot be read back.
+    """
+    if form != "awq":
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as home:
+        out = Path(home) / "awq"
+        command: list[str | Path] = [environment_python("training"), "-m", "training.awq_weights", folder, out]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigurationError(f"{folder} cannot be read: {done.stderr.strip()[-600:]}")
+        yield out
 
 
 async def main(config: ParitySettings) -> list[Parity]:
@@ -278,11 +305,12 @@ async def main(config: ParitySettings) -> list[Parity]:
     for name, url in config.urls.items():
         print(f"{name} at {url} ...", file=sys.stderr, flush=True)
         answers, bits = await by_http(url, texts)
-        found.append(compare(name, reference, answers, *limits, judged=bits is None or bits > MEASURED_BITS))
+        found.append(compare(name, reference, answers, *limits, judged=bits is None or bits > 4))
     for form, (folder, engine) in forms_of(config.run_dir).items():
         print(f"{form} by {engine} ...", file=sys.stderr, flush=True)
-        answers = await by_engine(folder, engine, config.environment, texts)
-        judged, others = not form.endswith("int4"), _other_settings(settings, folder)
+        with readable(form, folder) as source:
+            answers = await by_engine(source, engine, config.environment, texts)
+        judged, others = form not in FOUR_BITS, _other_settings(settings, folder)
         found.append(compare(form, reference, answers, *limits, judged=judged, other_settings=others))
     if not found:
         raise ConfigurationError(f"{config.run_dir} has no form that can be compared: python -m training.export first")

@@ -20,6 +20,8 @@ from scipy.special import softmax
 from benchmarks.figures.processes import request, serving
 from model_server import classification
 from model_server.cache import cache_dir
+from model_server.engines.lmdeploy import LMDeployEngine
+from training.parity import Reference, answers_of, compare
 from training.scores import read_scores
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +188,44 @@ def test_a_server_that_answers_otherwise_is_found(trained, tmp_path, served, tol
 def test_a_form_older_than_the_evaluation_is_found_and_named(trained, tmp_path):
     done = command(sys.executable, "training.parity", f"run_dir={hotter(trained.run, tmp_path / 'run')}", status=1)
     assert "openvino-int8: other settings: temperature" in done["stderr"]
+
+
+@pytest.mark.lmdeploy
+async def test_what_4_bits_for_lmdeploy_cost_is_measured_and_lmdeploy_itself_loses_the_same(trained, tmp_path):
+    """Parity reads the packed weights back and asks transformers. LMDeploy's real API server unpacks them with its own
+    code, in float16, and computes on the CPU (tests/model_server/engines/cpu_lmdeploy.py).
+    """
+    run = without_forms(trained.run, tmp_path / "run")
+    shutil.copytree(trained.run / "merged", run / "merged")
+    command(TRAINING, "training.export", f"run_dir={run}", "forms=[awq]")
+    shutil.rmtree(run / "merged")
+    command(sys.executable, "training.parity", f"run_dir={run}", "calls=60")
+    [measured] = json.loads((run / "evaluation" / "parity.json").read_bytes())["forms"]
+    assert (measured["form"], measured["judged"], measured["calls"]) == ("awq", False, 60)
+    assert 0.001 < measured["largest_difference"] < 0.5, "rounded to 4 bits, and not to nonsense"
+    assert abs(measured["accuracy_loss"]) < 0.1
+
+    expected, settings = evaluated(run), classification.load_settings(run / "awq")
+    engine = LMDeployEngine(
+        model="awq",
+        path=run / "awq",
+        backend="pytorch",
+        launcher=ROOT / "tests/model_server/engines/cpu_lmdeploy.py",
+        context_tokens=1024,
+        prefix_caching=False,
+        load_timeout_s=300,
+    )
+    await engine.load()
+    try:
+        answers = await answers_of(engine, settings, [trained.texts[id_] for id_ in expected.ids[:60]])
+    finally:
+        await engine.close()
+    truth = read_scores(run / "evaluation" / "scores.parquet")["test"].truth[:60]
+    reference = Reference(expected.probabilities[:60], truth, expected.threshold)
+    served = compare("lmdeploy", reference, answers, EPSILON, 0.05, judged=False)
+    assert served.accuracy == pytest.approx(measured["accuracy"], abs=1 / 60)
+    assert served.largest_difference == pytest.approx(measured["largest_difference"], abs=0.01)
+    assert served.temperature_ratio == pytest.approx(measured["temperature_ratio"], abs=0.01)
 
 
 @pytest.mark.slow
