@@ -26,7 +26,9 @@ def predictions(train: Sequence[TrainingData], test: Sequence[TrainingData]) -> 
         return [mask(clean_call(call.input_text)) for call in calls]
 
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), min_df=3, sublinear_tf=True)
-    regression = LogisticRegression(C=10, max_iter=300)
+    # With the default tolerance it takes three times as long for the same figure (25,000 calls: .813 after 42 steps,
+    # .808 after 136).
+    regression = LogisticRegression(C=10, max_iter=300, tol=1e-3)
     regression.fit(vectors.fit_transform(texts(train)), [call.complaint_category for call in train])
     return {
         "keywords": [keyword_category(text) for text in texts(test)],

@@ -15,13 +15,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 
 import runconfig
-from model_server.classification import ClassificationSettings, prepare_call, prompt_text
+from model_server.classification import ClassificationSettings, clean_call, prepare_call, prompt_text
 from training.errors import UnusableDataError
 from training.records import TrainingData
 
 Encode = Callable[[str], list[int]]
+
+UNTOLD = -100
+"""Mark of a token that no rationale holds; torch leaves it out of a cross-entropy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,14 @@ class LabelledRows:
     Attributes:
         rows: What follows the common prefix of the prompt; the next token is the label.
         truth: Place of the right label.
+        rationales: For each token of each row the place of the category that it tells of, or UNTOLD; empty where
+            nobody asked for them.
     """
 
     rows: list[list[int]]
     truth: list[int]
     conversation_ids: list[str]
+    rationales: list[list[int]]
 
 
 class Pair(runconfig.RunConfig):
@@ -58,17 +65,37 @@ class Pairs:
     cumulative_weights: list[float]
 
 
-def rows_of(calls: Sequence[TrainingData], settings: ClassificationSettings, encode: Encode, part: str) -> LabelledRows:
+def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Text to token ids, none added."""
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return encode
+
+
+def rows_of(
+    calls: Sequence[TrainingData],
+    settings: ClassificationSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    part: str,
+    *,
+    rationales: bool = False,
+) -> LabelledRows:
     """Prepare calls as the server does.
+
+    Args:
+        rationales: Mark what ``metadata["rationales"]`` of a call (category -> passages of its text, as said) tells of.
 
     Raises:
         UnusableDataError: There are none, a category is unknown, or the tokeniser reads over the end of the prefix.
     """
     if not calls:
         raise UnusableDataError(f"the {part} part has no calls: prepare data with some in each part")
-    names = list(settings.labels.values())
+    names, encode = list(settings.labels.values()), encoder(tokenizer)
     prefix = encode(settings.prompt_prefix)
-    rows = []
+    rows, marks = [], []
     for call in calls:
         if call.complaint_category not in names:
             raise UnusableDataError(
@@ -76,14 +103,40 @@ def rows_of(calls: Sequence[TrainingData], settings: ClassificationSettings, enc
                 f"{', '.join(names)}: map the site's categories when preparing the data"
             )
         prepared = prepare_call(call.input_text, settings, lambda text: len(encode(text)))
-        ids = encode(prompt_text(prepared, settings))
+        prompt = prompt_text(prepared, settings)
+        found = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=rationales)
+        ids = found["input_ids"]
         if ids[: len(prefix)] != prefix:
             raise UnusableDataError(
                 f"{part} call {call.conversation_id}: the tokeniser joins the end of the prompt's prefix with the "
                 f"call {prepared[:20]!r}, so the prefix cannot be shared: report this tokeniser"
             )
         rows.append(ids[len(prefix) :])
-    return LabelledRows(rows, [names.index(c.complaint_category) for c in calls], [c.conversation_id for c in calls])
+        if rationales:
+            ends = [end for _, end in found["offset_mapping"][len(prefix) :]]
+            marks.append(_marked(call, prompt, len(settings.prompt_prefix), ends, names))
+    truth = [names.index(call.complaint_category) for call in calls]
+    return LabelledRows(rows, truth, [call.conversation_id for call in calls], marks)
+
+
+def _marked(call: TrainingData, prompt: str, begin: int, ends: Sequence[int], names: Sequence[str]) -> list[int]:
+    """What each token tells of, given where it ends in the prompt, whose call begins at ``begin``.
+
+    A token may begin before a passage; it never ends after it. A passage that masking or cutting changed is not found,
+    and not marked.
+    """
+    marks = [UNTOLD] * len(ends)
+    for category, passages in call.metadata.get("rationales", {}).items():
+        if category not in names:
+            raise UnusableDataError(
+                f"call {call.conversation_id} has a rationale for {category!r}; known are {', '.join(names)}"
+            )
+        for passage in map(clean_call, passages):
+            start = prompt.find(passage, begin) if passage else -1
+            if start >= 0:
+                told, stop = names.index(category), start + len(passage)
+                marks = [told if start < end <= stop else old for end, old in zip(ends, marks, strict=True)]
+    return marks
 
 
 def check_classes(train: LabelledRows, names: Sequence[str]) -> None:
@@ -136,30 +189,52 @@ def encode_pairs(pairs: Sequence[Pair], encode: Encode) -> Pairs:
     )
 
 
-@lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, count: int) -> list[int]:
-    return random.Random(f"{seed}:order:{epoch}").sample(range(count), count)
+BUCKET = 8
+"""Tokens by which the rows of a step differ, mostly: filling all up to the longest row would double a step."""
 
 
-def calls_of_step(seed: int, step: int, batch: int, count: int) -> list[int]:
-    """Places of the calls of a step among ``count``: every epoch in an order of its own, none left out."""
-    places = range(step * batch, (step + 1) * batch)
-    return [_epoch(seed, place // count, count)[place % count] for place in places]
+class Order:
+    """Which calls a step sees: in every epoch each call once, rows of about one length together.
+
+    Attributes:
+        lengths: Of the rows, tokens.
+    """
+
+    def __init__(self, seed: int, batch: int, lengths: Sequence[int]) -> None:
+        self.seed, self.batch, self.lengths = seed, batch, lengths
+        self._epoch = lru_cache(maxsize=2)(self._drawn)
+
+    def calls(self, step: int) -> list[int]:
+        """Places of the calls of a step, from 0."""
+        count = len(self.lengths)
+        places = range(step * self.batch, (step + 1) * self.batch)
+        return [self._epoch(place // count)[place % count] for place in places]
+
+    def _drawn(self, epoch: int) -> list[int]:
+        count, batch = len(self.lengths), self.batch
+        rng = random.Random(f"{self.seed}:order:{epoch}")
+        shuffled = rng.sample(range(count), count)
+        # The step that the epoch before left unfinished gets any calls; steps of one length begin after it.
+        begun = min(count, -epoch * count % batch)
+        rest = sorted(shuffled[begun:], key=lambda at: self.lengths[at] // BUCKET)
+        steps = [rest[at : at + batch] for at in range(0, len(rest), batch)]
+        whole = [step for step in steps if len(step) == batch]
+        mixed = [*rng.sample(whole, len(whole)), *steps[len(whole) :]]
+        return [*shuffled[:begun], *itertools.chain.from_iterable(mixed)]
+
+    def sha256(self, steps: int, conversation_ids: Sequence[str]) -> str:
+        """Hash of the conversation ids in the order in which a run sees them."""
+        digest = hashlib.sha256()
+        for step in range(steps):
+            for place in self.calls(step):
+                digest.update(conversation_ids[place].encode() + b"\n")
+        return digest.hexdigest()
 
 
 def pairs_of_step(seed: int, step: int, number: int, pairs: Pairs) -> list[int]:
     """Places of the replayed pairs of a step, drawn by their weights."""
     rng = random.Random(f"{seed}:replay:{step}")
     return rng.choices(range(len(pairs.prompts)), cum_weights=pairs.cumulative_weights, k=number)
-
-
-def order_sha256(seed: int, steps: int, batch: int, conversation_ids: Sequence[str]) -> str:
-    """Hash of the conversation ids in the order in which a run sees them."""
-    digest = hashlib.sha256()
-    for step in range(steps):
-        for place in calls_of_step(seed, step, batch, len(conversation_ids)):
-            digest.update(conversation_ids[place].encode() + b"\n")
-    return digest.hexdigest()
 
 
 def seed_of(*parts: int) -> int:

@@ -8,7 +8,8 @@ reads the ``sources`` (JSON lines, CSV, Parquet) with a site's own field and cat
 unknown category or a call with two categories, and nothing is written: all problems are told at once, exit code 4.
 
 No group lies in two parts. A group is what hangs together by the same customer, by nearly the same text (after
-masking), and, where ``group_by_template`` says so, by the same template.
+masking), and, where ``group_by_template`` says so, by the same template. Where the sources say their part (a site's
+own split), calls stay in it, and training gives up those that hang together with a held call.
 
 The calls stream through: memory holds some 350 bytes a call (hashes, not texts), the rest is in a temporary
 file beside ``out``.
@@ -93,6 +94,20 @@ class DataSettings(runconfig.RunConfig):
         if wrong := [name for name in shares if not name.replace("_", "").isalpha() or not name.isascii()]:
             raise ValueError(f"names of parts are made of small letters and _, got {wrong[0]!r}")
         return shares
+
+    @model_validator(mode="after")
+    def _parts_are_named_for_all_or_none(self) -> DataSettings:
+        named = [source.part for source in self.sources if source.part is not None]
+        if named and len(named) < len(self.sources):
+            raise ValueError("some sources have a part and some have none: give it to all of them, or to none")
+        if unknown := sorted(set(named) - set(self.shares)):
+            raise ValueError(f"a source has part {unknown[0]!r}, allowed are {', '.join(self.shares)} (of shares)")
+        return self
+
+    @property
+    def has_own_split(self) -> bool:
+        """Whether the sources say which part their calls are of."""
+        return self.sources[0].part is not None
 
     @model_validator(mode="after")
     def _parts_differ(self) -> DataSettings:
@@ -398,8 +413,16 @@ def find_parts(
             f"nothing was written: {len(rest)} calls are left of {before}, fewer than the {len(CATEGORY_NAMES)} "
             "categories; at least some dozens of each are needed"
         )
-    keys = np.array([stable_hash(str(key), config.seed) for key in facts.id[rest].tolist()], dtype=np.uint64)
-    parts[rest] = assign_parts(groups[rest], facts.label[rest], keys, config.shares)
+    if config.has_own_split:
+        own = np.array([names.index(str(source.part)) for source in config.sources])[facts.source[rest]]
+        parts[rest] = keep_apart(groups[rest], own)
+        dropped["beside calls of a held part (same customer or nearly the same text)"] = int(
+            (parts[rest] == NOWHERE).sum()
+        )
+        rest = rest[parts[rest] != NOWHERE]
+    else:
+        keys = np.array([stable_hash(str(key), config.seed) for key in facts.id[rest].tolist()], dtype=np.uint64)
+        parts[rest] = assign_parts(groups[rest], facts.label[rest], keys, config.shares)
     sizes = np.bincount(parts[rest], minlength=len(config.shares))
     if sizes.min() == 0:
         largest = int(np.bincount(groups[rest]).max())
@@ -408,6 +431,13 @@ def find_parts(
             f"(same customer or nearly the same text) has {largest} of {len(rest)} calls, and groups stay whole"
         )
     return parts, names, dropped
+
+
+def keep_apart(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """The parts, (N,), with NOWHERE for calls whose group reaches into a later part: train gives way to all others."""
+    last = np.zeros(int(groups.max()) + 1, dtype=parts.dtype)
+    np.maximum.at(last, groups, parts)
+    return np.where(parts == last[groups], parts, NOWHERE)
 
 
 def warnings_for(table: dict[str, dict[str, int]], config: DataSettings) -> list[str]:
@@ -424,7 +454,7 @@ def warnings_for(table: dict[str, dict[str, int]], config: DataSettings) -> list
     total = everywhere.total()
     for part, share in config.shares.items():
         got = sum(table[part].values()) / total
-        if abs(got - share) > 0.02:
+        if abs(got - share) > 0.02 and not config.has_own_split:
             told.append(f"{part} has {got:.1%} of the calls instead of {share:.1%}: groups stay whole")
     return told
 

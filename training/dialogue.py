@@ -2,13 +2,24 @@
 
 A model of one million parameters knows these sentences and nothing else. They are there so that a chat
 streams readable Chinese, not so that it informs.
+
+    python -m training.dialogue data=runs/.../data out=runs/.../chat.jsonl
+
+writes them as a replay file of ``training.finetune``.
 """
 
 from __future__ import annotations
 
-import random
+import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import runconfig
+from model_server.classification import SUFFIX
+from training import prepared
+from training.errors import DataError
 from training.records import TrainingData
 
 _QUESTIONS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -92,7 +103,45 @@ def rendered(pairs: Iterable[tuple[str, str]], suffix: str) -> Iterator[tuple[st
         yield f"<|im_start|>user\n{question}{suffix}", f"{answer}<|im_end|>"
 
 
-def pick(rng: random.Random, count: int) -> int:
-    """Place of an example: half of the time one of the questions, otherwise one about a call."""
-    asked = len(questions())
-    return rng.randrange(asked) if rng.random() < 0.5 or count == asked else rng.randrange(asked, count)
+REMARKS = 3_000
+"""Of a replay file: more than a small run draws."""
+
+
+def pairs(calls: Sequence[TrainingData]) -> list[dict[str, Any]]:
+    """Lines of a replay file: half of what is drawn are questions, half remarks on the first calls."""
+    calls = calls[:REMARKS]
+    asked, told = questions(), about_calls(calls, [call.input_text for call in calls])
+    weights = [len(told) / len(asked)] * len(asked) + [1.0] * len(told)
+    return [
+        {"prompt": prompt, "answer": answer, "weight": weight}
+        for (prompt, answer), weight in zip(rendered([*asked, *told], SUFFIX), weights, strict=True)
+    ]
+
+
+class OutputSettings(runconfig.RunConfig):
+    """Words of the command line."""
+
+    data: Path
+    """Prepared folder, whose training calls are remarked on."""
+    out: Path
+    """JSON lines file to write."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__, file=sys.stderr)
+        return 0 if arguments else 2
+    try:
+        wanted = runconfig.load(OutputSettings, None, arguments)
+        found = pairs(prepared.load(wanted.data, "train"))
+    except (runconfig.ConfigError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in found]
+    wanted.out.write_text("".join(lines), encoding="utf-8")
+    print(json.dumps({"out": str(wanted.out), "pairs": len(lines)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

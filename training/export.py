@@ -28,6 +28,7 @@ from typing import Any, Literal
 import runconfig
 from model_server import classification, optimize
 from model_server.errors import ConfigurationError, DeploymentError
+from training.scores import read_scores
 
 Form = Literal[
     "adapter",
@@ -41,6 +42,9 @@ Form = Literal[
     "awq",
 ]
 ADAPTER = "adapter_config.json"
+REFERENCE = "reference_scores.json"
+"""Conversation id -> log-probabilities of the labels by the trained model, for comparison with any form of it."""
+REFERENCE_CALLS = 200
 OPENVINO_BITS: dict[str, Literal[4, 8, 16]] = {"fp16": 16, "int8": 8, "int4": 4}
 
 # peft 0.14, which LMDeploy 0.18 pins, loses r, alpha and targets when it meets a key it does not know (measured).
@@ -177,9 +181,9 @@ def write_form(form: Form, config: ExportSettings, out: Path, progress: optimize
         if form == "openvino-int4" and config.group_size is not None:
             raw["group_size"] = config.group_size
         wanted = runconfig.validate(optimize.Preparation, raw, f"forms=[{form}]")
-        card = best / "README.md"
-        extra = {"README.md": card.read_text(encoding="utf-8")} if card.exists() else {}
-        optimize.prepare(wanted, progress, extra=extra, made_by=f"python -m training.export forms=[{form}]")
+        optimize.prepare(
+            wanted, progress, extra=about(config.run_dir), made_by=f"python -m training.export forms=[{form}]"
+        )
         return
     shutil.rmtree(out, ignore_errors=True)
     if form == "adapter":
@@ -191,6 +195,23 @@ def write_form(form: Form, config: ExportSettings, out: Path, progress: optimize
         command = [sys.executable, "-m", "training.gguf_model", str(merged), str(out / "model.gguf"), kind]
         subprocess.run(command, check=True, stdout=sys.stderr)
         shutil.copyfile(best / classification.FILE_NAME, out / classification.FILE_NAME)
+
+
+def about(run_dir: Path) -> dict[str, str]:
+    """What travels with a form: its card, all figures, and what the trained model scored; nothing before evaluation."""
+    evaluation = run_dir / "evaluation"
+    if not (evaluation / "evaluation.json").is_file():
+        return {}
+    test = read_scores(evaluation / "scores.parquet")["test"]
+    reference = {
+        call.conversation_id: [round(score, 5) for score in scores]
+        for call, scores in zip(test.calls[:REFERENCE_CALLS], test.logprobs.tolist(), strict=False)
+    }
+    return {
+        "README.md": (run_dir / "best" / "README.md").read_text(encoding="utf-8"),
+        "evaluation.json": (evaluation / "evaluation.json").read_text(encoding="utf-8"),
+        REFERENCE: json.dumps(reference, indent=0) + "\n",
+    }
 
 
 def run(words: Sequence[str]) -> int:

@@ -59,13 +59,14 @@ from training.errors import (
     TrainingError,
 )
 from training.inputs import Inputs
-from training.label_tokens import answer_loss, label_logits, label_loss, score
+from training.label_tokens import answer_loss, hidden_states, label_loss, last_logits, pad, score
 from training.live_view import LiveView
 from training.metrics import macro_f1
 from training.settings import FREE_TO_CHANGE, FineTuningSettings
 
-# Shapes: B calls, N validation calls, V vocabulary, K labels.
+# Shapes: B calls, N validation calls, T tokens, V vocabulary, K labels.
 
+READER = "rationale_reader"
 BETAS = (0.9, 0.98)
 """Of AdamW: its second moment remembers 50 steps, where runs have hundreds."""
 _VERSIONED = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy")
@@ -78,17 +79,27 @@ def learning_rate(config: FineTuningSettings, step: int, steps: int) -> float:
     return config.learning_rate * warm * (floor + (1 - floor) * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def backward(network: Qwen3ForCausalLM, config: FineTuningSettings, given: Inputs, step: int, micro: int) -> Tensor:
+def backward(
+    network: Qwen3ForCausalLM,
+    config: FineTuningSettings,
+    given: Inputs,
+    step: int,
+    micro: int,
+    reader: torch.nn.Linear | None = None,
+) -> Tensor:
     """Add the gradient of one micro-batch; the sum over all of a step is that of the mean over its calls.
 
+    Args:
+        reader: Of rationales, from the states below the last layer to the K labels.
+
     Returns:
-        Its share of the step's loss, and of the loss of the replayed pairs, (2,).
+        Its share of the step's loss, of the loss of the replayed pairs and of that of the rationales, (3,).
     """
     number = config.batch // config.micro_batch
     seed = batches.seed_of(config.seed, step, micro)
     torch.manual_seed(seed)  # dropout: the same masks wherever this micro-batch is computed
     rng = random.Random(seed)
-    calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
+    calls = given.order.calls(step)
     share = config.corruption * (1 - step / given.steps)
     words, fill = given.tokenizer.vocab_size, given.tokenizer.pad_token_id
     own = calls[micro * config.micro_batch : (micro + 1) * config.micro_batch]
@@ -96,7 +107,8 @@ def backward(network: Qwen3ForCausalLM, config: FineTuningSettings, given: Input
     truth = given.train.truth
     weights = given.class_weights
     with base_model.mixed_precision(network):
-        logits = label_logits(network, given.prefix, rows, fill)
+        hidden = hidden_states(network, given.prefix, rows, fill, below=reader is not None)
+        logits = last_logits(network, hidden if reader is None else hidden[1], rows)
     loss = label_loss(
         logits,
         torch.tensor(list(given.settings.label_ids.values()), device=network.device),
@@ -106,7 +118,12 @@ def backward(network: Qwen3ForCausalLM, config: FineTuningSettings, given: Input
         focal_gamma=config.focal_gamma,
         divisor=float(len(calls)) if weights is None else max(1e-9, sum(weights[truth[at]] for at in calls)),
     )
-    loss.backward()
+    read = torch.zeros((), device=network.device)
+    if reader is not None:
+        marks = pad([given.train.rationales[at] for at in own], batches.UNTOLD).to(network.device)
+        told = sum(mark != batches.UNTOLD for at in calls for mark in given.train.rationales[at])
+        read = rationale_loss(reader(hidden[0].float()), marks) / max(1, told)
+    (loss + config.rationale_weight * read).backward()
     replayed = torch.zeros((), device=network.device)
     if config.replay is not None and given.pairs is not None:
         drawn = batches.pairs_of_step(config.seed, step, config.replay.pairs_per_step, given.pairs)
@@ -116,7 +133,35 @@ def backward(network: Qwen3ForCausalLM, config: FineTuningSettings, given: Input
             with base_model.mixed_precision(network):
                 replayed = answer_loss(network, prompts, answers, fill, tokens)
             (config.replay.weight * replayed).backward()
-    return torch.stack([loss.detach(), replayed.detach()])
+    return torch.stack([loss.detach(), replayed.detach(), read.detach()])
+
+
+def rationale_loss(logits: Tensor, marks: Tensor) -> Tensor:
+    """Cross-entropy of the category that each marked token tells of, summed, nats; (B, T, K) and (B, T)."""
+    return torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), marks, ignore_index=batches.UNTOLD, reduction="sum"
+    )
+
+
+def optimisers_for(
+    config: FineTuningSettings, trainable: dict[str, torch.nn.Parameter]
+) -> tuple[torch.optim.Optimizer, ...]:
+    """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
+    inside = [
+        name for name, each in trainable.items() if config.optimiser == "muon" and ".layers." in name and each.ndim == 2
+    ]
+    rest = [each for name, each in trainable.items() if name not in inside]
+    decay = config.weight_decay
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=BETAS, weight_decay=decay, fused=True)
+    ]
+    if inside:
+        # With its steps as long as AdamW's (Liu et al., 2025, arXiv 2502.16982) one learning rate does for both.
+        matrices = [trainable[name] for name in inside]
+        found.append(
+            torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return tuple(found)
 
 
 def update(
@@ -124,9 +169,10 @@ def update(
     config: FineTuningSettings,
     given: Inputs,
     state: PartialState,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     step: int,
     caught: int = 0,
+    reader: torch.nn.Linear | None = None,
 ) -> tuple[dict[str, Any], int]:
     """One step: all micro-batches, over all processes.
 
@@ -139,13 +185,16 @@ def update(
     Raises:
         LossNotFiniteError: Before anything is changed.
     """
-    number, trainable = config.batch // config.micro_batch, optimiser.param_groups[0]["params"]
-    optimiser.zero_grad()
+    number = config.batch // config.micro_batch
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    trainable = [parameter for group in groups for parameter in group["params"]]
+    for optimiser in optimisers:
+        optimiser.zero_grad()
     # One row for each micro-batch, filled by the process that computed it; the last one tells of signals.
-    losses = torch.zeros(number + 1, 2, device=network.device)
+    losses = torch.zeros(number + 1, 3, device=network.device)
     for micro in range(state.process_index, number, state.num_processes):
-        losses[micro] = backward(network, config, given, step, micro)
-    losses[-1] = torch.tensor([float(caught), float(caught > 0)])
+        losses[micro] = backward(network, config, given, step, micro, reader)
+    losses[-1] = torch.tensor([float(caught), float(caught > 0), 0.0])
     if state.num_processes > 1:  # gradients are shares of one sum: adding them is all that has to be told
         tensors = [losses, *(parameter.grad for parameter in trainable)]
         for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
@@ -153,16 +202,19 @@ def update(
     norm = torch.nn.utils.clip_grad_norm_(trainable, config.clip_norm)
     _check_finite(losses[:-1], norm, step, config, given)
     rate = learning_rate(config, step, given.steps)
-    for group in optimiser.param_groups:
+    for group in groups:
         group["lr"] = rate
-    optimiser.step()
-    loss, replayed = losses[:-1].sum(0).tolist()
-    calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
+    for optimiser in optimisers:
+        optimiser.step()
+    loss, replayed, read = losses[:-1].sum(0).tolist()
+    calls = given.order.calls(step)
     line = {"step": step + 1, "loss": loss, "grad_norm": float(norm), "learning_rate": rate}
     if config.replay is not None:
         line["replay_loss"] = replayed
+    if reader is not None:
+        line["rationale_loss"] = read
     line["tokens"] = sum(len(given.prefix) + len(given.train.rows[at]) for at in calls)
-    total, number_caught = losses[-1].tolist()
+    total, number_caught, _ = losses[-1].tolist()
     stop = int(total / number_caught) if number_caught else 0
     return line, stop if stop in {0, signal.SIGINT, signal.SIGTERM} else int(signal.SIGTERM)
 
@@ -255,13 +307,17 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
     if config.adapter is not None:
         base_model.load_weights(model, config.adapter)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimiser = torch.optim.AdamW(
-        list(trainable.values()), lr=config.learning_rate, betas=BETAS, weight_decay=config.weight_decay, fused=True
-    )
+    reader = None
+    if config.rationale_weight:
+        reader = torch.nn.Linear(network.config.hidden_size, len(given.settings.labels), device=state.device)
+        trainable |= {f"{READER}.{name}": parameter for name, parameter in reader.named_parameters()}
+    optimisers = optimisers_for(config, trainable)
     if resumed["step"]:
         checkpoint = checkpoints.path_of(config.run_dir / "checkpoints", resumed["step"])
         base_model.load_weights(model, checkpoint / "model")
-        _load_optimiser(optimiser, trainable, checkpoint / "optimizer.safetensors")
+        if reader is not None:
+            reader.load_state_dict(load_file(checkpoint / f"{READER}.safetensors"))
+        _load_optimisers(optimisers, trainable, checkpoint / "optimizer.safetensors")
         view.say(f"going on from {checkpoint}")
 
     # --- training
@@ -277,7 +333,9 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
     def fill(directory: Path, step: int) -> None:
         base_model.save(model, given.tokenizer, run["base"], directory / "model")
         write_settings(given.settings, directory / "model")
-        _save_optimiser(optimiser, trainable, directory / "optimizer.safetensors")
+        if reader is not None:
+            save_file(reader.state_dict(), directory / f"{READER}.safetensors")
+        _save_optimisers(optimisers, trainable, directory / "optimizer.safetensors")
         shutil.copyfile(config.run_dir / "metrics.jsonl", directory / "metrics.jsonl")
         text = json.dumps({"step": step, **progress})
         (directory / "state.json").write_text(text + "\n", encoding="utf-8")
@@ -294,7 +352,7 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
     with view, _signals() as caught:
         for step in range(resumed["step"], given.steps):
             model.train()
-            line, stop = update(network, config, given, state, optimiser, step, caught[0] if caught else 0)
+            line, stop = update(network, config, given, state, optimisers, step, caught[0] if caught else 0, reader)
             record(line)
             view.step(line)
 
@@ -349,7 +407,7 @@ def _describe(
         "steps": given.steps,
         "base": {"source": str(config.base_model), "path": str(given.path), "sha256": base},
         "data": data | {name: sha256(path) for name, path in others.items() if path is not None},
-        "order_sha256": batches.order_sha256(config.seed, given.steps, config.batch, given.train.conversation_ids),
+        "order_sha256": given.order.sha256(given.steps, given.train.conversation_ids),
         "prompt_sha256": given.settings.prompt_sha256,
         "git_revision": _git_revision(),
         "versions": versions,
@@ -442,20 +500,31 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _save_optimiser(optimiser: torch.optim.Optimizer, trainable: dict[str, Tensor], path: Path) -> None:
+def _save_optimisers(
+    optimisers: Sequence[torch.optim.Optimizer], trainable: dict[str, torch.nn.Parameter], path: Path
+) -> None:
+    names = {parameter: name for name, parameter in trainable.items()}
     tensors = {
-        f"{key}/{name}": value.contiguous()
-        for name, parameter in trainable.items()
-        for key, value in optimiser.state[parameter].items()
+        f"{key}/{names[parameter]}": value.contiguous()
+        for optimiser in optimisers
+        for parameter, state in optimiser.state.items()
+        for key, value in state.items()
     }
     save_file(tensors, path)
 
 
-def _load_optimiser(optimiser: torch.optim.Optimizer, trainable: dict[str, Tensor], path: Path) -> None:
-    tensors = load_file(path)
-    for name, parameter in trainable.items():
-        moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = moments
+def _load_optimisers(
+    optimisers: Sequence[torch.optim.Optimizer], trainable: dict[str, torch.nn.Parameter], path: Path
+) -> None:
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(path).items():
+        moment, _, name = key.partition("/")
+        tensors.setdefault(name, {})[moment] = tensor
+    names = {parameter: name for name, parameter in trainable.items()}
+    for optimiser in optimisers:
+        for parameter in (each for group in optimiser.param_groups for each in group["params"]):
+            moments = tensors[names[parameter]]
+            optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
 
 
 def _report(config: FineTuningSettings, progress: dict[str, Any], view: LiveView | None) -> dict[str, Any]:
@@ -498,7 +567,7 @@ def _check_finite(losses: Tensor, norm: Tensor, step: int, config: FineTuningSet
     """Before the weights change: what was kept is the state before this step."""
     if bool(torch.isfinite(losses).all()) and bool(torch.isfinite(norm)):
         return
-    calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
+    calls = given.order.calls(step)
     bad = [micro for micro, finite in enumerate(torch.isfinite(losses).all(1).tolist()) if not finite]
     of = [calls[m * config.micro_batch : (m + 1) * config.micro_batch] for m in bad] or [calls]
     kept, _ = checkpoints.newest_valid(config.run_dir / "checkpoints")

@@ -13,7 +13,7 @@ from model_server.classification import ClassificationSettings, settings_for
 from model_server.errors import ConfigurationError, ModelLoadError
 from model_server.model_source import ModelFiles
 from training import base_model, batches, prepared
-from training.batches import LabelledRows, Pairs
+from training.batches import LabelledRows, Order, Pairs
 from training.errors import UnusableDataError
 from training.records import TrainingData
 from training.settings import FineTuningSettings
@@ -26,6 +26,7 @@ class Inputs:
         prefix: Token ids before every call.
         suffix_tokens: Tokens between call and label.
         class_weights: By label, None where all count alike.
+        order: Which calls each step sees.
         steps: Updates of the whole run.
     """
 
@@ -39,6 +40,7 @@ class Inputs:
     prefix: list[int]
     suffix_tokens: int
     class_weights: list[float] | None
+    order: Order
     steps: int
 
     @property
@@ -65,17 +67,19 @@ def read(config: FineTuningSettings) -> Inputs:
     assert files.path is not None
     assert files.shape is not None
     tokenizer = base_model.load_tokenizer(files.path)
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
+    encode = batches.encoder(tokenizer)
     try:
         settings = settings_for(encode, temperature=1.0, review_threshold=0.0, max_call_tokens=config.max_call_tokens)
     except ValueError as error:
         raise ModelLoadError(config.base_model, f"its tokeniser cannot name the categories: {error}") from error
     prefix = encode(settings.prompt_prefix)
-    train = batches.rows_of(_calls(config.data, "train"), settings, encode, "train")
+    told = config.rationale_weight > 0
+    train = batches.rows_of(_calls(config.data, "train"), settings, tokenizer, "train", rationales=told)
+    if told and all(mark == batches.UNTOLD for marks in train.rationales for mark in marks):
+        raise UnusableDataError(
+            f"rationale_weight is {config.rationale_weight}, but no training call has metadata.rationales with a "
+            "passage that is found in its text: leave rationale_weight out, or mark passages"
+        )
     batches.check_classes(train, list(settings.labels.values()))
     class_weights = _class_weights(config, train, list(settings.labels.values()))
     longest = len(prefix) + max(map(len, train.rows))
@@ -90,11 +94,12 @@ def read(config: FineTuningSettings) -> Inputs:
         tokenizer=tokenizer,
         settings=settings.model_copy(update={"log_class_weights": _logarithms(class_weights, settings)}),
         train=train,
-        validation=batches.rows_of(_calls(config.data, "validation"), settings, encode, "validation"),
+        validation=batches.rows_of(_calls(config.data, "validation"), settings, tokenizer, "validation"),
         pairs=None if config.replay is None else batches.encode_pairs(batches.read_pairs(config.replay.file), encode),
         prefix=prefix,
         suffix_tokens=len(encode(settings.prompt_suffix)),
         class_weights=class_weights,
+        order=Order(config.seed, config.batch, [len(row) for row in train.rows]),
         steps=config.total_steps(len(train.rows)),
     )
 

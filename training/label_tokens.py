@@ -18,25 +18,43 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
-def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V), float32.
+def hidden_states(
+    model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int, *, below: bool = False
+) -> Tensor:
+    """What the network makes of each row after ``prefix``, (B, T, H), or (2, B, T, H) with ``below``.
 
     The prefix is the same for all, so its keys and values are computed once, gradients included; it is 60 %
     of a prompt, and a step costs less than half. A single row goes through in one piece.
+
+    Args:
+        below: The states under the last layer too; they come first.
     """
     device = model.device
     if len(rows) == 1:
         whole = torch.tensor([[*prefix, *rows[0]]], device=device)
-        hidden = model.model(input_ids=whole, use_cache=False).last_hidden_state
-        last = torch.tensor([whole.shape[1] - 1], device=device)
+        found = model.model(input_ids=whole, use_cache=False, output_hidden_states=below)
+        start = len(prefix)
     else:
         cache = DynamicCache(config=model.config)
         model.model(input_ids=torch.tensor([list(prefix)], device=device), past_key_values=cache)
         cache.batch_repeat_interleave(len(rows))
-        hidden = model.model(input_ids=pad(rows, fill).to(device), past_key_values=cache).last_hidden_state
-        last = torch.tensor([len(row) - 1 for row in rows], device=device)
-    logits: Tensor = model.lm_head(hidden[torch.arange(len(rows), device=device), last])
+        padded = pad(rows, fill).to(device)
+        found = model.model(input_ids=padded, past_key_values=cache, output_hidden_states=below)
+        start = 0
+    last: Tensor = found.last_hidden_state[:, start:]
+    return torch.stack([found.hidden_states[-2][:, start:], last]) if below else last
+
+
+def last_logits(model: Qwen3ForCausalLM, hidden: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits over the vocabulary at the last token of each row, (B, V) float32, from (B, T, H)."""
+    last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+    logits: Tensor = model.lm_head(hidden[torch.arange(len(rows), device=hidden.device), last])
     return logits.float()
+
+
+def label_logits(model: Qwen3ForCausalLM, prefix: Sequence[int], rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Logits over the vocabulary after ``prefix`` + row, for each row, (B, V), float32."""
+    return last_logits(model, hidden_states(model, prefix, rows, fill), rows)
 
 
 def label_loss(
@@ -99,8 +117,10 @@ def score(
 ) -> Tensor:
     """Log-probabilities over the vocabulary of the labels, (B, K), on the CPU."""
     model.eval()
-    parts = []
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))  # rows of a pass are filled up to its longest
+    scores = torch.empty(len(rows), len(label_ids))
     for start in range(0, len(rows), rows_per_pass):
-        logits = label_logits(model, prefix, rows[start : start + rows_per_pass], fill)
-        parts.append(torch.log_softmax(logits, 1)[:, label_ids].cpu())
-    return torch.cat(parts)
+        places = order[start : start + rows_per_pass]
+        logits = label_logits(model, prefix, [rows[at] for at in places], fill)
+        scores[places] = torch.log_softmax(logits, 1)[:, label_ids].cpu()
+    return scores

@@ -2,8 +2,11 @@
 
     python -m training.new_base training/configs/new_base_tiny.yml [key=value ...]
 
-A model of this size knows no language; method full teaches it the calls within minutes on a CPU. Writes ``out`` as a
-Hugging Face directory. The same settings and calls give the same bytes.
+A model of this size knows no language; method full teaches it the calls within minutes on a CPU. Where calls have
+rationales, tokens begin with what naive Bayes makes of them. Writes ``out`` as a Hugging Face directory. The same
+settings and calls give the same bytes.
+
+Shapes: V vocabulary, K categories.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from tokenizers import AddedToken
@@ -23,14 +27,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import runconfig
 from model_server import model_source
-from model_server.classification import INSTRUCTION, clean_call
+from model_server.classification import INSTRUCTION, clean_call, settings_for
 from model_server.masking import KINDS, mask
-from training import batches, prepared
+from training import batches, dialogue, prepared
 from training.bpe import train_bpe
 from training.chat_template import CHAT_TEMPLATE
-
-_PAIRS = 3000
-"""Of a replay file, whose answers the tokeniser learns too: further ones say the same."""
+from training.records import TrainingData
 
 
 class NewBase(runconfig.RunConfig):
@@ -41,9 +43,9 @@ class NewBase(runconfig.RunConfig):
     data: Path
     """Prepared folder, whose training calls the tokeniser is learned from."""
     replay: Path | None = None
-    """JSON lines with prompt and answer: the tokeniser learns the answers too."""
+    """JSON lines with prompt and answer: the tokeniser learns the first answers too."""
     seed: int = Field(default=0, ge=0)
-    vocabulary: int = Field(default=1_600, ge=600)
+    vocabulary: int = Field(default=3_000, ge=600)
     """Tokens, special ones not counted. The output layer is the dearest part of a small model."""
     hidden: int = Field(default=128, ge=8)
     layers: int = Field(default=4, ge=1)
@@ -52,6 +54,9 @@ class NewBase(runconfig.RunConfig):
     head_dim: int = Field(default=32, ge=2)
     intermediate: int = Field(default=384, ge=8)
     context: int = Field(default=4096, ge=64)
+    naive_bayes: float = Field(default=1.0, ge=0)
+    """What naive Bayes knows of a token, in the first K of its numbers, so many times the width of a random start; 0
+    begins at random."""
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:
@@ -93,6 +98,35 @@ def random_network(config: NewBase, tokenizer: PreTrainedTokenizerFast) -> Qwen3
     )
 
 
+def log_odds(
+    rows: Sequence[Sequence[int]], told: Sequence[Sequence[int]], vocabulary: int, labels: int
+) -> torch.Tensor:
+    """What each token says about the categories: log-odds to the mean category, (V, K), of naive Bayes.
+
+    Args:
+        told: For each token of each row the category that it tells of, UNTOLD ones are left out.
+    """
+    counts = np.zeros((vocabulary, labels))
+    for row, marks in zip(rows, told, strict=True):
+        pairs = [(token, mark) for token, mark in zip(row, marks, strict=True) if mark != batches.UNTOLD]
+        np.add.at(counts, tuple(np.array(pairs, dtype=np.int64).reshape(-1, 2).T), 1)
+    logs = np.log((counts + 0.5) / (counts.sum(0) + 0.5 * vocabulary))
+    return torch.tensor(logs - logs.mean(1, keepdims=True), dtype=torch.float32)
+
+
+def begin_with_naive_bayes(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, calls: Sequence[TrainingData], times: float
+) -> None:
+    """Write the log-odds of the tokens into the first numbers of their embeddings."""
+    settings = settings_for(batches.encoder(tokenizer), temperature=1.0, review_threshold=0.0, max_call_tokens=512)
+    rows = batches.rows_of(calls, settings, tokenizer, "train", rationales=True)
+    if all(mark == batches.UNTOLD for marks in rows.rationales for mark in marks):
+        return
+    found = log_odds(rows.rows, rows.rationales, len(tokenizer), len(settings.labels))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, : found.shape[1]] = times * model.config.initializer_range * found
+
+
 def main(config: NewBase) -> dict[str, Any]:
     """
     Raises:
@@ -102,11 +136,16 @@ def main(config: NewBase) -> dict[str, Any]:
         raise runconfig.ConfigError(f"{config.out} is already there: name another directory")
     if not (config.data / "train.parquet").is_file():
         raise runconfig.ConfigError(f"there is no train.parquet in {config.data}: make it with python -m training.data")
-    calls = [mask(clean_call(call.input_text)) for call in prepared.load(config.data, "train")]
+    train = prepared.load(config.data, "train")
+    calls = [mask(clean_call(call.input_text)) for call in train]
     tokens = "".join(f"<{kind}1>" for kind in KINDS)
-    answers = [] if config.replay is None else [pair.answer for pair in batches.read_pairs(config.replay)[:_PAIRS]]
+    answers = (
+        [] if config.replay is None else [pair.answer for pair in batches.read_pairs(config.replay)[: dialogue.REMARKS]]
+    )
     tokenizer = train_tokenizer([*calls, *[INSTRUCTION, tokens] * 500, *answers], config.vocabulary, config.context)
     model = random_network(config, tokenizer)
+    if config.naive_bayes:
+        begin_with_naive_bayes(model, tokenizer, train, config.naive_bayes)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     partial = config.out.parent / f".{config.out.name}.partial-{os.getpid()}"
     try:
@@ -118,7 +157,7 @@ def main(config: NewBase) -> dict[str, Any]:
             architecture=model_source.ARCHITECTURE,
             engine="transformers",
             weight_bits=32,
-            method="random weights of transformers' initialisation",
+            method="random weights of transformers' initialisation, tokens by naive Bayes where calls have rationales",
             source=f"seed {config.seed}, calls of {config.data.name}",
             command="python -m training.new_base",
             versions={"torch": torch.__version__},

@@ -65,6 +65,8 @@ class ParitySettings(runconfig.RunConfig):
     """Of the calibrated probability: a smaller lead of the best category may be lost to rounding."""
     temperature_tolerance: float = Field(default=0.05, gt=0)
     """Share of the temperature. INT8 moved it by 0.0001 for the embedded model."""
+    forms: tuple[str, ...] | None = None
+    """Those of the run's folder to compare, for example openvino-int8; None takes all."""
     environment: Path = ENVIRONMENT
     """Whose limits the engines get."""
     urls: dict[str, str] = Field(default_factory=dict)
@@ -306,7 +308,12 @@ async def main(config: ParitySettings) -> list[Parity]:
         print(f"{name} at {url} ...", file=sys.stderr, flush=True)
         answers, bits = await by_http(url, texts)
         found.append(compare(name, reference, answers, *limits, judged=bits is None or bits > 4))
-    for form, (folder, engine) in forms_of(config.run_dir).items():
+    forms = forms_of(config.run_dir)
+    if missing := sorted(set(config.forms or ()) - set(forms)):
+        raise ConfigurationError(f"{config.run_dir} has no form {missing[0]}, it has {', '.join(forms) or 'none'}")
+    for form, (folder, engine) in forms.items():
+        if config.forms is not None and form not in config.forms:
+            continue
         print(f"{form} by {engine} ...", file=sys.stderr, flush=True)
         with readable(form, folder) as source:
             answers = await by_engine(source, engine, config.environment, texts)

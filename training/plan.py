@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import runconfig
 from model_server import cgroup
 from model_server.errors import ConfigurationError, DeploymentError, ResourceInsufficientError
-from training import base_model, batches, inputs
+from training import base_model, inputs
 from training.errors import TrainingError
 from training.inputs import Inputs
 from training.label_tokens import label_logits, label_loss
@@ -276,7 +276,7 @@ def seconds(config: FineTuningSettings, given: Inputs, dtype: torch.dtype, devic
         step, micro = divmod(probe, micro_batches)
         finetune.backward(network, config, given, step, micro)
         if probe:
-            calls = batches.calls_of_step(config.seed, step, config.batch, len(given.train.rows))
+            calls = given.order.calls(step)
             own = calls[micro * config.micro_batch : (micro + 1) * config.micro_batch]
             trained_tokens += sum(len(given.prefix) + len(given.train.rows[at]) for at in own)
     training = (time.monotonic() - started) / _PROBED

@@ -38,6 +38,8 @@ class Source(runconfig.RunConfig):
     """None goes by the name's ending: .jsonl, .csv, .parquet."""
     encoding: Encoding = "utf-8"
     """Of JSON lines and CSV; GBK and GB2312 are parts of gb18030."""
+    part: str | None = None
+    """All of its calls are of this part: a split that a site has made already. None draws parts by lot."""
 
     @property
     def kind(self) -> Format:

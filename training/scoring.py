@@ -42,13 +42,8 @@ def label_logprobs(
     calls: Sequence[TrainingData],
 ) -> np.ndarray:
     """Log-probabilities of the labels over the vocabulary, (N, K)."""
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    rows = batches.rows_of(calls, settings, encode, "scored").rows
+    rows = batches.rows_of(calls, settings, tokenizer, "scored").rows
     label_ids = torch.tensor(list(settings.label_ids.values()), device=model.device)
-    prefix = encode(settings.prompt_prefix)
+    prefix = batches.encoder(tokenizer)(settings.prompt_prefix)
     scores: np.ndarray = score(model, prefix, rows, label_ids, tokenizer.pad_token_id, AT_ONCE).cpu().numpy()
     return scores

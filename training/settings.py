@@ -54,6 +54,9 @@ class FineTuningSettings(runconfig.RunConfig):
     """Calls per update, over all processes."""
     micro_batch: int = Field(default=4, ge=1)
     """Calls per forward pass; lower it when memory is short. What is learned stays the same but for rounding."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon moves matrices inside the layers by orthogonalised momentum (Jordan et al., 2024), the rest by AdamW; for
+    method full (model of 1 M parameters, macro-F1 after 100 steps: .58, with adamw .32)."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """About ten times that of method full is right for an adapter."""
     learning_rate_floor: float = Field(default=0.02, ge=0, le=1)
@@ -77,6 +80,10 @@ class FineTuningSettings(runconfig.RunConfig):
     parameters, 1,000 steps, accuracy on unseen wordings / ordinal calls: .22 / .89 without, .66 / .71 with a
     constant 8 %)."""
     replay: Replay | None = None
+    rationale_weight: float = Field(default=0.0, ge=0)
+    """Of a second loss, over the tokens of the passages that metadata.rationales marks: which category does each tell
+    of? A linear layer reads it off below the last layer and is not kept. The last layer then has only to find the open
+    matter among several (model of 1 M parameters, macro-F1 .48 after 150 steps of 32, without .50 after 300 of 48)."""
     max_call_tokens: int = Field(default=512, ge=8)
     """A longer call keeps its head and its tail."""
     evaluate_every: int = Field(default=100, ge=1)
@@ -104,6 +111,8 @@ class FineTuningSettings(runconfig.RunConfig):
             raise ValueError(f"batch {self.batch} must be a multiple of micro_batch {self.micro_batch}")
         if self.adapter is not None and self.method == "full":
             raise ValueError("method full trains the base itself: leave adapter out, or use method lora")
+        if self.optimiser == "muon" and self.method != "full":
+            raise ValueError(f"optimiser muon is for method full: use adamw for {self.method}")
         if isinstance(self.class_weights, dict) and any(weight < 0 for weight in self.class_weights.values()):
             raise ValueError("class_weights must not be negative")
         return self

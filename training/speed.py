@@ -106,7 +106,7 @@ def ratios(config: FineTuningSettings, given: Inputs, rounds: int) -> np.ndarray
             started = time.process_time()
             if name == "ours":
                 model.train()
-                finetune.update(network, config, given, state, optimiser, step)
+                finetune.update(network, config, given, state, [optimiser], step)
             else:
                 row = [*given.prefix, *given.train.rows[step]]
                 plain_step(model, network, optimiser, row, label_ids[given.train.truth[step]])

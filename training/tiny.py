@@ -1,370 +1,284 @@
-"""Train the classifier that the repository carries: Qwen3 architecture, about 1 M parameters, CPU minutes.
+"""From nothing to a served classifier: the commands that make the embedded model, one after the other.
 
-    python -m training.tiny training/configs/complaints_tiny.yml [key=value ...]
+    python -m training.tiny [out=runs/tiny] [seed=0] [difficulty=hard] [steps=700] [publish=models/complaints-tiny]
 
-in the training environment. It generates the calls, trains a byte-level BPE tokeniser and the network from
-nothing, fits temperature and review threshold on the validation calls, measures once on the test calls
-beside two baselines, and prepares the model directory ``out`` (OpenVINO, INT8) in the export environment.
-``run_dir`` keeps the float model, ``metrics.jsonl`` (one line per evaluation) and ``evaluation.json``.
+in the default environment; those for training and export must be there (``make training-env export-env``). Minutes on
+two cores: generate calls, prepare them, make a base, fine-tune it in two processes, evaluate, export in INT8, serve
+that and compare what it answers over HTTP with what was evaluated. Started again it goes on with the first command
+that did not finish. Each command is printed as it could be typed.
 
-Loss, at the position of the label only: cross-entropy over the K label logits plus ``mass_weight`` times
--log(probability of any label). Cross-entropy over the whole vocabulary is the same with weight 1 and learns
-far slower; weight 0 leaves half of the probability outside the labels (measured, 0.98 M parameters, 700
-steps: macro-F1 .704, .975 with label mass .448, and .957 with label mass .954 for 0.1).
+exit codes: 0 all done and the served labels agree; 1 they do not; 2 usage; otherwise that of the command that failed
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import random
+import os
+import shlex
 import shutil
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import runconfig
-from model_server import optimize
-from model_server.classification import (
-    INSTRUCTION,
-    LABELS,
-    SUFFIX,
-    ClassificationSettings,
-    clean_call,
-    prepare_call,
-    prompt_text,
-    settings_for,
-    write_settings,
-)
-from model_server.masking import KINDS, mask
-from training import dialogue
-from training.baselines import baselines
-from training.batches import corrupt
-from training.calls import CallSettings, make_splits
-from training.label_tokens import label_logits, label_loss, pad, score
-from training.metrics import calibration_error, fit_temperature, macro_f1, review_threshold
-from training.new_base import train_tokenizer
-from training.records import TrainingData
+from model_server.cache import environment_python
+from model_server.errors import ConfigurationError
+from training.calls import CallSettings, Difficulty, Split
 
-# Shapes: B calls, T tokens, V vocabulary, K labels.
-
-
-REFERENCE = "reference_scores.json"
-"""Log-probabilities of the labels by the float model: what any engine's form of the weights is compared with."""
-REFERENCE_CALLS = 200
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = Path(__file__).parent / "configs"
+HELD: dict[Split, int] = {"validation": 800, "test": 1_000}
+"""Calls that are not trained on."""
+NATURAL = Path(__file__).parent / "natural" / "test.jsonl"
+READY_S = 60
 
 
 class TinySettings(runconfig.RunConfig):
-    """One training run."""
+    """What to make; the rest is in configs/data_tiny.yml, new_base_tiny.yml and finetune_tiny.yml."""
 
-    out: Path
-    """Model directory to prepare."""
-    run_dir: Path
-    seed: int = 0
-    threads: int = Field(default=1, ge=1)
-    """Sums differ in the last bit with the number of threads, and so do the trained weights."""
-    calls: CallSettings = CallSettings()
-    train_calls: int = Field(default=10_000, ge=100)
-    validation_calls: int = Field(default=800, ge=50)
-    test_calls: int = Field(default=1_000, ge=50)
-    vocabulary: int = Field(default=1_600, ge=600)
-    """Tokens, special ones not counted. The output layer is the dearest part of a small model."""
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    intermediate: int = 384
-    context: int = 4096
-    max_call_tokens: int = 512
-    steps: int = Field(default=1_150, ge=1)
-    batch: int = 48
-    learning_rate: float = 3e-3
-    warmup_steps: int = 60
-    weight_decay: float = 0.05
-    mass_weight: float = Field(default=0.1, ge=0)
-    corruption: float = Field(default=0.08, ge=0, lt=1)
-    """Share of a training call's tokens replaced by random ones, at the start; it falls to 0 at the end. So no
-    single word decides, and which of two matters is open, which hangs on one word, is still learned (1,000 steps,
-    accuracy on unseen wordings / ordinal calls: .22 / .89 without, .66 / .71 with a constant 8 %)."""
-    chat_batch: int = Field(default=6, ge=0)
-    """Chat examples beside each batch of calls; 0 trains no chat."""
-    chat_weight: float = Field(default=0.3, ge=0)
-    evaluate_every: int = 200
-    accepted_accuracy: float = Field(default=0.99, gt=0, le=1)
-    """The review threshold is the lowest confidence above which validation calls are right this often."""
-    export: bool = True
-    """False stops after the evaluation."""
+    out: Path = Path("runs/tiny")
+    seed: int = Field(default=0, ge=0)
+    """Of calls, weights and order."""
+    difficulty: Difficulty = "hard"
+    train_calls: int = Field(default=25_000, ge=100)
+    steps: int = Field(default=700, ge=1)
+    processes: int = Field(default=2, ge=1, le=2)
+    """That train together, a core each. One gives the same but for rounding."""
+    publish: Path | None = None
+    """Folder that the served form replaces."""
+    serve: bool = True
+    """False ends after the evaluation."""
+
+    @property
+    def calls(self) -> CallSettings:
+        return CallSettings(seed=self.seed, difficulty=self.difficulty)
 
 
-def chat_loss(model: Qwen3ForCausalLM, prompts: list[list[int]], answers: list[list[int]], fill: int) -> Tensor:
-    """Mean cross-entropy over the tokens of the answers, nats."""
-    rows = pad([p + a for p, a in zip(prompts, answers, strict=True)], fill)
-    targets = pad([[-100] * len(p) + a for p, a in zip(prompts, answers, strict=True)], -100)
-    logits = model(input_ids=rows, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), targets[:, 1:])
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        done: What lies there when it has finished; None runs it each time.
+    """
+
+    title: str
+    command: Sequence[str]
+    done: Path | None
 
 
-def evaluate(
-    calls: Sequence[TrainingData], probabilities: np.ndarray, settings: ClassificationSettings
-) -> dict[str, Any]:
-    """What the model makes of labelled calls: accuracy, macro-F1, calibration, slices, review."""
-    names = list(settings.labels.values())
-    truth = np.array([names.index(call.complaint_category) for call in calls])
-    chosen, confidence = probabilities.argmax(1), probabilities.max(1)
-    right = chosen == truth
-    accepted = confidence >= settings.review_threshold
-    one_hot = np.eye(len(names))[truth]
-    slices = {
-        **{kind: [call.metadata["kind"] == kind for call in calls] for kind in ("plain", "contrast", "ordinal")},
-        "unseen_wording": [call.metadata["unseen_wording"] for call in calls],
-        "asr": [call.metadata["asr"] for call in calls],
-    }
-    return {
-        "calls": len(calls),
-        "accuracy": float(right.mean()),
-        "macro_f1": macro_f1([names[t] for t in truth], [names[c] for c in chosen]),
-        "nll": float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)).mean()),
-        "brier": float(((probabilities - one_hot) ** 2).sum(1).mean()),
-        "ece_15": calibration_error(confidence, right),
-        "review_share": float(1 - accepted.mean()),
-        "accepted_accuracy": float(right[accepted].mean()) if accepted.any() else None,
-        "slices": {
-            name: {"calls": int(np.sum(of)), "accuracy": float(right[np.array(of)].mean())}
-            for name, of in slices.items()
-            if any(of)
-        },
-    }
+class StepFailedError(Exception):
+    def __init__(self, title: str, status: int, told: str) -> None:
+        super().__init__(title, status, told)
+        self.title, self.status, self.told = title, status, told
+
+
+def steps_of(config: TinySettings) -> list[Step]:
+    """Up to the exported form; ``served`` follows."""
+    python, training = sys.executable, str(environment_python("training"))
+    out, run = config.out, config.out / "complaints-tiny"
+    calls, data, chat, base = out / "calls", out / "data", out / "chat.jsonl", out / "base"
+    splits = {"train": config.train_calls, **HELD}
+    sources = [{"path": str(calls / f"{part}.jsonl"), "part": part} for part in splits]
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={config.processes}"] if config.processes > 1 else []
+    finetune = [
+        *("-m", "training.finetune", str(CONFIGS / "finetune_tiny.yml"), f"data={data}", f"base_model={base}"),
+        *(f"run_dir={run}", f"replay.file={chat}", f"seed={config.seed}", f"steps={config.steps}"),
+        f"evaluate_every={max(1, config.steps // 2)}",
+    ]
+    drawn = [f"seed={config.seed}", f"difficulty={config.difficulty}", f"splits={json.dumps(splits)}"]
+    steps = [
+        Step("calls", [python, "-m", "training.calls", f"out={calls}", *drawn], calls / "test.jsonl"),
+        Step(
+            "data",
+            [
+                *(python, "-m", "training.data", str(CONFIGS / "data_tiny.yml"), f"out={data}"),
+                f"sources={json.dumps(sources)}",
+            ],
+            data / "manifest.json",
+        ),
+        Step("chat", [python, "-m", "training.dialogue", f"data={data}", f"out={chat}"], chat),
+        Step(
+            "base",
+            [
+                *(training, "-m", "training.new_base", str(CONFIGS / "new_base_tiny.yml"), f"out={base}"),
+                *(f"data={data}", f"replay={chat}", f"seed={config.seed}"),
+            ],
+            base / "manifest.json",
+        ),
+        Step("train", [training, *launch, *finetune], None),
+        Step(
+            "evaluate",
+            [training, "-m", "training.evaluate", f"run_dir={run}", f"more={json.dumps({'natural': str(NATURAL)})}"],
+            run / "evaluation" / "evaluation.json",
+        ),
+    ]
+    if config.serve:
+        export = [training, "-m", "training.export", f"run_dir={run}", "forms=[openvino-int8]", "overwrite=true"]
+        steps.append(Step("export", export, run / "openvino-int8" / "manifest.json"))
+    return steps
+
+
+def run_step(step: Step) -> None:
+    """
+    Raises:
+        StepFailedError: With the end of what it printed.
+    """
+    done = subprocess.run(
+        step.command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        raise StepFailedError(step.title, done.returncode, done.stdout[-2000:])
+
+
+@contextlib.contextmanager
+def served(run: Path, log: Path) -> Iterator[str]:
+    """The model server on the run's folder; its address.
+
+    Raises:
+        StepFailedError: It is not ready in time, or does not end as it should.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "model_server", "environments/local.yml", f"model_source={run}"),
+        *("serving.host=127.0.0.1", f"serving.port={port}", "serving.log_dir=null"),
+    ]
+    print(f"  $ {shlex.join(command)}", file=sys.stderr, flush=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+    try:
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + READY_S
+        while not _ready(url):
+            if process.poll() is not None or time.monotonic() > end:
+                raise StepFailedError("serve", process.poll() or 1, log.read_text(errors="replace")[-2000:])
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        status = process.wait(timeout=READY_S)
+    if status:
+        raise StepFailedError("serve", status, log.read_text(errors="replace")[-2000:])
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url + "/ready", timeout=5) as answer:  # noqa: S310 - made above
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def begin(config: TinySettings) -> None:
+    """
+    Raises:
+        ConfigurationError: The folder holds what other settings made.
+    """
+    kept = config.out / "settings.json"
+    chosen = config.model_dump(mode="json", exclude={"out", "publish", "serve", "processes"})
+    if kept.is_file() and (before := json.loads(kept.read_text("utf-8"))) != chosen:
+        raise ConfigurationError(f"{config.out} was made with {before}: set that again, or name another folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
 
 
 def main(config: TinySettings) -> dict[str, Any]:
-    # --- calls and tokeniser
-    started = time.monotonic()
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True)
-    rng = random.Random(f"{config.seed}:tiny")
-    counts = {"train": config.train_calls, "validation": config.validation_calls, "test": config.test_calls}
-    splits = make_splits(config.calls, counts)  # type: ignore[arg-type]
-    cleaned = [mask(clean_call(call.input_text)) for call in splits["train"]]
-    chat = [*dialogue.questions(), *dialogue.about_calls(splits["train"], cleaned)]
-    tokens = "".join(f"<{kind}1>" for kind in KINDS)
-    corpus = [*cleaned, *[INSTRUCTION, tokens] * 500, *[answer for _, answer in chat[:3000]]]
-    tokenizer = train_tokenizer(corpus, config.vocabulary, config.context)
-    fill = tokenizer.pad_token_id
+    """
+    Raises:
+        ConfigurationError: An environment is missing, or ``out`` holds something else.
+        StepFailedError: A command failed.
+    """
+    begin(config)
+    run = config.out / "complaints-tiny"
+    steps = steps_of(config)
+    started, seconds = time.monotonic(), {}
+    for number, step in enumerate(steps, 1):
+        there = step.done is not None and step.done.exists()
+        print(f"[{number}/{len(steps) + config.serve}] {step.title}{' is there' if there else ''}", file=sys.stderr)
+        if not there:
+            print(f"  $ {shlex.join(step.command)}", file=sys.stderr, flush=True)
+            begun = time.monotonic()
+            run_step(step)
+            seconds[step.title] = round(time.monotonic() - begun, 1)
+    if config.serve:
+        print(f"[{len(steps) + 1}/{len(steps) + 1}] serve and compare", file=sys.stderr)
+        begun = time.monotonic()
+        with served(run, config.out / "server.log") as url:
+            compare = [sys.executable, "-m", "training.parity", f"run_dir={run}", f"urls={json.dumps({'http': url})}"]
+            compare.append("forms=[openvino-int8]")
+            print(f"  $ {shlex.join(compare)}", file=sys.stderr, flush=True)
+            run_step(Step("compare", compare, None))
+        seconds["serve"] = round(time.monotonic() - begun, 1)
+    if config.publish is not None:
+        publish(run / "openvino-int8", config.publish)
+    return {**figures(run), "seconds": seconds, "total_s": round(time.monotonic() - started, 1)}
 
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
 
-    settings = settings_for(encode, temperature=1.0, review_threshold=0.0, max_call_tokens=config.max_call_tokens)
-    names = list(settings.labels.values())
-    label_ids = torch.tensor(list(settings.label_ids.values()))
+def publish(form: Path, place: Path) -> None:
+    """Replace a folder by a copy of the form; there is always one."""
+    partial, old = (place.parent / f".{place.name}.{word}-{os.getpid()}" for word in ("new", "old"))
+    shutil.copytree(form, partial)
+    if place.exists():
+        place.rename(old)
+    partial.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
-    prefix = encode(settings.prompt_prefix)  # ends at a line feed, where no token can reach over
 
-    def rows_and_truth(calls: Sequence[TrainingData]) -> tuple[list[list[int]], Tensor]:
-        prepared = [prepare_call(call.input_text, settings, lambda text: len(encode(text))) for call in calls]
-        rows = [encode(prompt_text(call, settings))[len(prefix) :] for call in prepared]
-        return rows, torch.tensor([names.index(call.complaint_category) for call in calls])
-
-    rows, truth = rows_and_truth(splits["train"])
-    validation_rows, validation_truth = rows_and_truth(splits["validation"])
-    chat_ids = [(encode(question), encode(answer)) for question, answer in dialogue.rendered(chat, SUFFIX)]
-    progress(
-        f"{len(rows)} calls of {sum(map(len, rows)) / len(rows):.0f} tokens after a prefix of {len(prefix)}, "
-        f"{len(tokenizer)} tokens known"
-    )
-
-    # --- network
-    network = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden,
-        intermediate_size=config.intermediate,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.context,
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=fill,
-    )
-    model = Qwen3ForCausalLM(network)
-    parameters = sum(p.numel() for p in model.parameters())
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-
-    def rate(step: int) -> float:
-        """Linear warm-up, then half a cosine down to 2 %."""
-        warm = min(1.0, (step + 1) / config.warmup_steps)
-        return warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-
-    # --- training
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    log = (config.run_dir / "metrics.jsonl").open("w", encoding="utf-8")
-    ending = len(encode(settings.prompt_suffix))
-    order: list[int] = []
-    running = 0.0
-    for step in range(config.steps):
-        model.train()
-        while len(order) < config.batch:
-            order += rng.sample(range(len(rows)), len(rows))
-        batch, order = order[: config.batch], order[config.batch :]
-        share = config.corruption * (1 - step / config.steps)
-        blurred = [corrupt(rows[i], share, ending, rng, config.vocabulary) for i in batch]
-        logits = label_logits(model, prefix, blurred, fill)
-        loss = label_loss(logits, label_ids, truth[batch], config.mass_weight)
-        running += loss.item()
-        if config.chat_batch:
-            picked = [chat_ids[dialogue.pick(rng, len(chat_ids))] for _ in range(config.chat_batch)]
-            loss = loss + config.chat_weight * chat_loss(model, [p for p, _ in picked], [a for _, a in picked], fill)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if (step + 1) % config.evaluate_every == 0 or step + 1 == config.steps:
-            scores = score(model, prefix, validation_rows, label_ids, fill)
-            line = {
-                "step": step + 1,
-                "train_loss": running / config.evaluate_every,
-                "validation_macro_f1": macro_f1(
-                    [names[t] for t in validation_truth], [names[c] for c in scores.argmax(1)]
-                ),
-                "validation_label_mass": float(scores.exp().sum(1).mean()),
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            running = 0.0
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            progress(" ".join(f"{k} {v:.4g}" for k, v in line.items()))
-    log.close()
-
-    # --- calibration on validation calls, then the one look at the test calls
-    scores = score(model, prefix, validation_rows, label_ids, fill)
-    temperature = fit_temperature(scores.numpy(), validation_truth.numpy())
-    calibrated = torch.softmax(scores.double() / temperature, 1).numpy()
-    right = calibrated.argmax(1) == validation_truth.numpy()
-    threshold = review_threshold(calibrated.max(1), right, config.accepted_accuracy)
-    settings = settings.model_copy(
-        update={"temperature": round(temperature, 4), "review_threshold": round(threshold, 4)}
-    )
-    test_rows, _ = rows_and_truth(splits["test"])
-    test_scores = score(model, prefix, test_rows, label_ids, fill)
-    evaluation = {
-        "parameters": parameters,
-        "validation": evaluate(splits["validation"], calibrated, settings),
-        "test": evaluate(splits["test"], torch.softmax(test_scores.double() / temperature, 1).numpy(), settings),
-        "test_ece_15_uncalibrated": calibration_error(
-            test_scores.softmax(1).max(1).values.double().numpy(),
-            test_scores.argmax(1).numpy()
-            == np.array([names.index(call.complaint_category) for call in splits["test"]]),
-        ),
-        "test_label_mass": float(test_scores.exp().sum(1).mean()),
-        "baselines": baselines(splits["train"], splits["test"]),
-        "temperature": settings.temperature,
-        "review_threshold": settings.review_threshold,
-        "seconds": round(time.monotonic() - started),
-        "versions": {"torch": torch.__version__},
-        "config": config.model_dump(mode="json"),
+def figures(run: Path) -> dict[str, Any]:
+    """What was measured, in one line."""
+    evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text("utf-8"))
+    test, others = evaluation["parts"]["test"], evaluation["baselines"]
+    ordinal = test["slices"].get("kind=ordinal")
+    return {
+        "macro_f1": test["macro_f1"],
+        "ordinal_accuracy": None if ordinal is None else ordinal["accuracy"],
+        "ece_15": test["ece_15"],
+        "natural_accuracy": evaluation["parts"]["natural"]["accuracy"],
+        **{f"{name}_macro_f1": row["macro_f1"] for name, row in others.items()},
+        "report": str(run / "evaluation" / "index.html"),
     }
-    (config.run_dir / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False, indent=2) + "\n")
-
-    # --- float model, then the prepared directory
-    float_dir = config.run_dir / "hf"
-    shutil.rmtree(float_dir, ignore_errors=True)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(float_dir)
-    tokenizer.save_pretrained(float_dir)
-    write_settings(settings, float_dir)
-    reference = {
-        call.conversation_id: [round(score, 5) for score in scores]
-        for call, scores in zip(splits["test"][:REFERENCE_CALLS], test_scores.tolist(), strict=False)
-    }
-    (config.run_dir / REFERENCE).write_text(json.dumps(reference, indent=0) + "\n", encoding="utf-8")
-    if config.export:
-        export(config, float_dir, evaluation, reference)
-    return evaluation
 
 
-def export(
-    config: TinySettings, float_dir: Path, evaluation: dict[str, Any], reference: dict[str, list[float]]
-) -> None:
-    """Prepare ``out`` in INT8, with the evaluation as JSON and for people, and the float model's scores."""
-    optimize.prepare(
-        optimize.Preparation(source=str(float_dir), out=config.out, bits=8, overwrite=True),
-        progress,
-        made_by="python -m training.tiny training/configs/complaints_tiny.yml",
-        extra={
-            "evaluation.json": json.dumps(evaluation, ensure_ascii=False, indent=2) + "\n",
-            "README.md": readme(evaluation),
-            REFERENCE: json.dumps(reference, indent=0) + "\n",
-        },
-    )
+def show(found: Mapping[str, Any], run: Path) -> None:
+    """For people."""
+    rows = [f"  {name:32} {value:.3f}" for name, value in found.items() if isinstance(value, float)]
+    print("\n".join(rows))
+    print(f"report: {found['report']}\nserve it: python -m model_server environments/local.yml model_source={run}")
 
 
-def readme(evaluation: dict[str, Any]) -> str:
-    """The model card. It is listed in the manifest, so it is written here and not edited by hand."""
-    test, baseline = evaluation["test"], evaluation["baselines"]
-    rows = [
-        ("keyword rules", baseline["keywords"]),
-        ("character n-grams + logistic regression", baseline["tfidf_logistic_regression"]),
-        (f"**this model** ({evaluation['parameters']:,} parameters)", test),
-    ]
-    table = "\n".join(f"| {name} | {row['accuracy']:.3f} | {row['macro_f1']:.3f} |" for name, row in rows)
-    slices = "\n".join(f"| {name} | {row['calls']} | {row['accuracy']:.3f} |" for name, row in test["slices"].items())
-    categories = ", ".join(f"{letter} {name}" for letter, name in LABELS.items())
-    return f"""# complaints-tiny
-
-A classifier of Chinese complaint calls: Qwen3 architecture, trained from nothing on this project's generated
-calls, INT8 for OpenVINO. It answers with one of twelve letters: {categories}.
-
-Make it again, in the training environment (`make training-env export-env`), minutes on a CPU:
-
-    python -m training.tiny training/configs/complaints_tiny.yml
-
-| {test["calls"]} generated test calls of customers not seen in training | accuracy | macro-F1 |
-|---|---|---|
-{table}
-
-| slice | calls | accuracy |
-|---|---|---|
-{slices}
-
-`unseen_wording` are calls told in sentences that training never shows: a model of this size does not know the
-language, so it is far weaker there. The figures are of the float model and of generated calls; they show that the
-machinery learns, and say nothing about real calls. Temperature {evaluation["temperature"]} and review threshold
-{evaluation["review_threshold"]} were fitted on validation calls only. At that threshold {test["review_share"]:.1%} of
-the test calls go to a person, and {test["accepted_accuracy"]:.1%} of the others are right; expected calibration error
-{test["ece_15"]:.3f} (15 bins). Everything measured, and all settings: `evaluation.json`. How it was prepared, and the
-sha256 of each file: `manifest.json`. What the float model scored on the first {REFERENCE_CALLS} test calls, for
-comparison with other forms of it: `{REFERENCE}`.
-"""
-
-
-def progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def run(words: Sequence[str]) -> int:
+    """The command line. Returns the exit status."""
+    if {"-h", "--help"} & set(words):
+        print(__doc__, file=sys.stderr)
+        return 0
+    try:
+        config = runconfig.load(TinySettings, None, words)
+        found = main(config)
+    except (runconfig.ConfigError, ConfigurationError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except StepFailedError as error:
+        print(f"{error.told}\n{error.title} failed with exit code {error.status}", file=sys.stderr)
+        return error.status
+    show(found, config.out / "complaints-tiny")
+    print(json.dumps(found, ensure_ascii=False))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        settings_read = runconfig.load(TinySettings, Path(sys.argv[1]), sys.argv[2:])
-    except (IndexError, runconfig.ConfigError) as error:
-        print(error if isinstance(error, runconfig.ConfigError) else __doc__, file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(main(settings_read), ensure_ascii=False))
+    sys.exit(run(sys.argv[1:]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 
 import pytest
@@ -16,6 +17,8 @@ from training import calls, planted_personal_data
 # the card industry's test numbers.
 ID = "11010519491231002X"
 CARD = "4111111111111111"
+SURNAMES = "[张王李赵刘陈杨黄周吴徐孙马朱胡郭何林高罗]"
+"""Of the generator."""
 
 
 @pytest.mark.parametrize(
@@ -190,10 +193,13 @@ def test_recall_and_precision_reach_the_bars_of_the_project():
 
 
 def test_calls_without_personal_data_stay_as_they_are():
-    """The generator's calls say in their metadata whether personal data was put in."""
+    """Nothing was put in; now and then a caller tells of an agent by the surname, and that is masked."""
+    surname = re.compile(f"姓{SURNAMES}")
     made = (calls.make_call(index, calls.CallSettings(p_personal=0))[0] for index in range(3000))
-    touched = [text for call in made if mask(text := clean_call(call.input_text)) != text]
-    assert touched == []
+    texts = [clean_call(call.input_text) for call in made]
+    found = [re.sub("<姓名[0-9]>", "<姓名>", mask(text)) for text in texts]
+    assert found == [surname.sub("姓<姓名>", text) for text in texts]
+    assert sum("<姓名>" in text for text in found) < 30
 
 
 @given(st.text(max_size=200))

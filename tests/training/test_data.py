@@ -203,6 +203,42 @@ def test_held_out_templates_are_a_part_of_their_own_beside_which_nothing_leaks(t
     assert report["dropped"]["beside held-out calls (same customer or nearly the same text)"] > 0
 
 
+def test_a_site_s_own_split_is_kept_and_training_gives_way(tmp_path):
+    """Every held call stays in its part but where a later part has one beside it, and nothing leaks."""
+    calls = many(600)
+    files = {"train": calls[:400], "validation": calls[400:500], "test": calls[500:]}
+    sources = [{"path": str(write(tmp_path, of, f"{part}.jsonl")), "part": part} for part, of in files.items()]
+    config = config_for(tmp_path, calls, sources=sources)
+    report = data.prepare(config)
+    parts = parts_of(tmp_path / "out")
+    for part, of in parts.items():
+        assert {one.conversation_id for one in of} <= {one["conversation_id"] for one in files[part]}
+    assert len(parts["test"]) == 100
+    assert leaks(parts) == []
+    given_up = report["dropped"]["beside calls of a held part (same customer or nearly the same text)"]
+    assert given_up > 20
+    assert report["calls_written"] + given_up == 600
+    assert report["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (("train", None, "test"), "some sources have a part and some have none"),
+        (("train", "validation", "prod"), "allowed are train, validation, test"),
+        (("train", "train", "test"), "no call is left for validation"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused(tmp_path, parts, told):
+    calls = many(90)
+    sources = [
+        {"path": str(write(tmp_path, calls[at::3], f"{at}.jsonl")), **({"part": part} if part else {})}
+        for at, part in enumerate(parts)
+    ]
+    with pytest.raises((DataError, runconfig.ConfigError), match=told):
+        data.prepare(config_for(tmp_path, calls, sources=sources))
+
+
 def test_templates_stay_together_where_the_settings_say_so(tmp_path):
     calls = many(400)
     for number, one in enumerate(calls):

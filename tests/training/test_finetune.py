@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -318,11 +319,12 @@ def test_in_a_terminal_there_is_a_bar_and_elsewhere_plain_lines(training, small,
 def test_every_call_is_seen_once_an_epoch_in_an_order_that_changes(training):
     code = """
 import json
-from training.batches import calls_of_step, corrupt
+from training.batches import Order, corrupt
 import random
-steps = [calls_of_step(3, step, 10, 25) for step in range(10)]
+order = Order(3, 10, [1] * 25)
+steps = [order.calls(step) for step in range(10)]
 blurred = corrupt(list(range(1000)), 0.3, 100, random.Random(0), 5000)
-print(json.dumps([sum(steps, []), calls_of_step(3, 7, 10, 25), blurred]))
+print(json.dumps([sum(steps, []), order.calls(7), blurred]))
 """
     seen, again, blurred = training.code(code)
     epochs = [seen[at : at + 25] for at in range(0, 100, 25)]
@@ -353,7 +355,7 @@ from training.settings import FineTuningSettings
 config = runconfig.load(FineTuningSettings, Path({str(small.config)!r}))
 given = inputs.read(config)
 count = collections.Counter(token for row in given.train.rows for token in set(row))
-first, second, third = (batches.calls_of_step(0, step, 8, 120) for step in range(3))
+first, second, third = (given.order.calls(step) for step in range(3))
 before = {{token for at in first + second for token in given.train.rows[at]}}
 bad = next(t for t in sorted(count) if t not in before and any(t in given.train.rows[at] for at in third))
 weights = load_file({str(base / "model.safetensors")!r})
@@ -512,5 +514,98 @@ print(load_config_from_file({str(path)!r}).num_processes)
     elif path.name.startswith("data_"):
         assert str(runconfig.load(DataSettings, path).out) == raw["out"]
     else:
-        assert path.name in {"complaints_tiny.yml", "new_base_tiny.yml"}
+        assert path.name == "new_base_tiny.yml"
         assert Path(raw["out"]).parts[0] in {"models", "runs"}
+
+
+# --- what trains a small model from nothing ----------------------------------------------------------------
+
+
+def test_rows_of_a_step_have_about_one_length(training):
+    """But for the two steps where one epoch ends and the next begins."""
+    code = """
+import json, random
+from training.batches import Order
+lengths = [random.Random(at).randrange(1, 200) for at in range(1003)]
+order = Order(0, 16, lengths)
+seen = [order.calls(step) for step in range(3 * 1003 // 16)]
+print(json.dumps([seen, lengths]))
+"""
+    seen, lengths = training.code(code)
+    flat = [place for calls in seen for place in calls]
+    assert sorted(flat[:1003]) == sorted(flat[1003:2006]) == list(range(1003))
+    spread = sorted(max(lengths[at] for at in calls) - min(lengths[at] for at in calls) for calls in seen)
+    assert spread[len(seen) - 7] < 16
+    assert [calls[0] for calls in seen[:5]] != sorted(calls[0] for calls in seen[:5])
+
+
+WITH_ALL = (
+    "method=full",
+    "optimiser=muon",
+    "rationale_weight=0.5",
+    "corruption=0.08",
+    "steps=24",
+    "learning_rate=5e-3",
+)
+
+
+def test_muon_and_rationales_learn_and_a_killed_run_goes_on_bit_for_bit(training, small, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = training.finetune(small.config, *WITH_ALL, f"run_dir={whole}")
+    assert done.status == 0, done.stderr
+    lines = [line for line in metrics(whole) if "loss" in line]
+    assert 0 < lines[-1]["rationale_loss"] < lines[0]["rationale_loss"]
+    cut_after = {"kill_after_lines": [str(cut / "metrics.jsonl"), 5], "signal": 9}
+    assert training.finetune(small.config, *WITH_ALL, f"run_dir={cut}", watched=str(cut), **cut_after).status == -9
+    done = training.finetune(small.config, *WITH_ALL, f"run_dir={cut}")
+    assert "going on from" in done.stderr
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    weights = [(run / "best" / "model.safetensors").read_bytes() for run in (cut, whole)]
+    assert weights[0] == weights[1]
+
+
+def test_muon_s_step_is_the_one_of_its_paper(training, small, tmp_path):
+    """Worked out in numpy: momentum 0.95 with Nesterov, five Newton-Schulz steps, as long as AdamW's, decay apart."""
+    code = """
+import json, numpy as np, torch
+from training.finetune import optimisers_for
+from types import SimpleNamespace
+torch.manual_seed(0)
+named = {"model.layers.0.w": torch.nn.Parameter(torch.randn(6, 4)), "model.norm": torch.nn.Parameter(torch.randn(4))}
+config = SimpleNamespace(optimiser="muon", learning_rate=0.1, weight_decay=0.05)
+adamw, muon = optimisers_for(config, named)
+before = named["model.layers.0.w"].detach().numpy().copy()
+gradient = torch.randn(6, 4); named["model.layers.0.w"].grad = gradient
+named["model.norm"].grad = torch.zeros(4)
+muon.step(); adamw.step()
+names = [[len(group["params"]) for group in each.param_groups] for each in (adamw, muon)]
+after = named["model.layers.0.w"].detach().numpy()
+print(json.dumps([before.tolist(), gradient.tolist(), after.tolist(), names]))
+"""
+    before, gradient, after, names = training.code(code)
+    assert names == [[1], [1]]
+    momentum = 0.05 * np.array(gradient)
+    update = (0.05 * np.array(gradient) + 0.95 * momentum).T  # wide
+    update /= np.linalg.norm(update)
+    for _ in range(5):
+        gram = update @ update.T
+        update = 3.4445 * update + (-4.7750 * gram + 2.0315 * gram @ gram) @ update
+    moved = np.array(before) * (1 - 0.1 * 0.05) - 0.1 * 0.2 * math.sqrt(6) * update.T
+    assert np.array(after) == pytest.approx(moved, abs=0.02)  # torch works in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optimiser=muon"], "optimiser muon is for method full"),
+        (["rationale_weight=0.5", "data=DATA"], "no training call has metadata.rationales"),
+    ],
+)
+def test_what_these_need_is_said(training, small, tmp_path, words, told):
+    before = "def bare(call):\n    call.metadata.pop('rationales')\n    return True"
+    training.write_data(tmp_path / "data", keep="bare(call)", before=before, train=60, validation=24, test=24)
+    words = [word.replace("DATA", str(tmp_path / "data")) for word in words]
+    done = training.finetune(small.config, f"run_dir={tmp_path / 'run'}", *words)
+    assert done.status == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -14,9 +14,10 @@ from scipy.special import log_softmax, softmax
 
 from model_server import classification
 from model_server.classification import LABELS
-from training.calls import CallSettings, make_splits
+from training.calls import make_splits
 from training.parity import Reference, compare
 from training.scores import Scored, write_scores
+from training.tiny import TinySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "complaints-tiny"
@@ -102,8 +103,7 @@ def run_dir(tmp_path):
         shutil.copytree(MODEL, tmp_path / folder)
     (tmp_path / "evaluation").mkdir()
     recorded = json.loads((MODEL / "reference_scores.json").read_text("utf-8"))
-    settings = CallSettings(**json.loads((MODEL / "evaluation.json").read_text("utf-8"))["config"]["calls"])
-    calls = make_splits(settings, {"test": CALLS})["test"]
+    calls = make_splits(TinySettings().calls, {"test": CALLS})["test"]
     logprobs = np.array([recorded[call.conversation_id] for call in calls])
     write_scores({"test": Scored(calls, logprobs)}, tmp_path / "evaluation" / "scores.parquet")
     return tmp_path

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +15,21 @@ from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.masking import mask
 from training.baselines import keyword_category
-from training.calls import CallSettings, make_splits
+from training.calls import make_splits
 from training.metrics import macro_f1
+from training.records import TrainingData
+from training.tiny import TinySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "complaints-tiny"
+NATURAL = ROOT / "training" / "natural" / "development.jsonl"
 TRAINING = cache_dir() / "venvs/training/bin/python"
 
 
 @pytest.fixture(scope="module")
-def evaluation():
-    return json.loads((MODEL / "evaluation.json").read_text("utf-8"))
-
-
-@pytest.fixture(scope="module")
-def test_calls(evaluation):
+def test_calls():
     """The very calls that the training run was measured on, generated again."""
-    return make_splits(CallSettings(**evaluation["config"]["calls"]), {"test": 1000})["test"]
+    return make_splits(TinySettings().calls, {"test": 1000})["test"]
 
 
 async def loaded(model):
@@ -66,7 +64,7 @@ def compared(served, reference, settings):
 def test_the_directory_is_what_was_prepared_and_small():
     manifest = model_source.verify(MODEL)
     assert (manifest.engine, manifest.weight_bits) == ("openvino", 8)
-    assert manifest.command == "python -m training.tiny training/configs/complaints_tiny.yml"
+    assert manifest.command == "python -m training.export forms=[openvino-int8]"
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 8_000_000
 
 
@@ -83,7 +81,7 @@ def test_its_chat_template_renders_the_prompt_it_was_trained_with():
 
 
 async def test_served_it_scores_like_the_float_model_and_beats_the_keywords(test_calls, capsys):
-    """The bars of the project: macro-F1 >= 0.90 where keywords stay under 0.70; INT8 costs next to nothing."""
+    """The bars of the project: macro-F1 >= 0.93 where keywords stay at 0.68 or less; INT8 costs next to nothing."""
     settings = classification.load_settings(MODEL)
     reference = json.loads((MODEL / "reference_scores.json").read_text("utf-8"))
     engine = await loaded(MODEL)
@@ -104,8 +102,27 @@ async def test_served_it_scores_like_the_float_model_and_beats_the_keywords(test
     assert len(reference) == 200
     assert flipped == 0
     assert difference < 0.2
-    assert macro_f1(truth, keywords) < 0.70
-    assert macro_f1(truth, chosen) >= 0.90
+    assert macro_f1(truth, keywords) <= 0.68
+    assert macro_f1(truth, chosen) >= 0.93
+
+
+async def test_it_knows_natural_calls_that_its_training_never_showed(capsys):
+    """Written by hand. The grammar was written with an eye on them, so that others' calls are harder."""
+    settings = classification.load_settings(MODEL)
+    calls = [TrainingData(**json.loads(line)) for line in NATURAL.read_text("utf-8").splitlines()]
+    engine = await loaded(MODEL)
+    try:
+        served = await scores_of(engine, calls, MODEL)
+    finally:
+        await engine.close()
+    right = [
+        classification.decide(row, settings)["category"] == call.complaint_category
+        for row, call in zip(served, calls, strict=True)
+    ]
+    with capsys.disabled():
+        print(f"\nnatural calls of development: {sum(right) / len(right):.3f} of {len(right)}")
+    assert len(calls) >= 150
+    assert sum(right) / len(right) >= 0.75
 
 
 async def test_confidence_is_lower_where_it_is_wrong(test_calls):
@@ -139,36 +156,37 @@ async def test_in_a_chat_it_answers_in_chinese():
     assert "\ufffd" not in answer
 
 
+def make(*words):
+    command = [sys.executable, "-m", "training.tiny", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
 @pytest.mark.training
-async def test_a_small_run_learns_and_its_export_scores_like_its_float_model(tmp_path):
-    """The whole path of the one command, in a minute's worth of steps: what it writes is loaded and compared."""
-    words = [f"out={tmp_path / 'out'}", f"run_dir={tmp_path / 'run'}", "steps=60", "evaluate_every=30", "batch=32"]
-    words += [
-        "train_calls=600",
-        "validation_calls=100",
-        "test_calls=200",
-        "warmup_steps=10",
-        "layers=2",
-        "chat_batch=2",
-    ]
-    command = [TRAINING, "-m", "training.tiny", ROOT / "training" / "configs" / "complaints_tiny.yml", *words]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, cwd=ROOT)
+def test_one_command_goes_from_nothing_to_a_served_model_and_on_where_it_ended(tmp_path):
+    """With little to learn from; the labels served are those evaluated, or it would not end with 0."""
+    words = [f"out={tmp_path / 'run'}", "seed=3", "train_calls=1500", "steps=100"]
+    done = make(*words, "serve=false")
     assert done.returncode == 0, done.stderr
+    assert "[6/6] evaluate" in done.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run/complaints-tiny/metrics.jsonl").read_text().splitlines()]
+    assert steps[-1]["validation_macro_f1"] > steps[50]["validation_macro_f1"]
+    # Twelve tokens of about 3,000 hold 0.004 of the probability before anything is learned.
+    assert steps[-1]["validation_label_mass"] > 10 * 0.004
+
+    done = make(*words, f"publish={tmp_path / 'published'}")
+    assert done.returncode == 0, done.stderr
+    assert "[4/8] base is there" in done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert steps[0]["train_loss"] > steps[1]["train_loss"]
-    # Twelve tokens of about 1,600 hold 0.0075 of the probability before anything is learned.
-    assert steps[1]["validation_label_mass"] > 10 * 0.0075
-    calls = make_splits(CallSettings(**report["config"]["calls"]), {"test": 200})["test"]
-    engine = await loaded(tmp_path / "out")
-    try:
-        served = await scores_of(engine, calls, tmp_path / "out")
-    finally:
-        await engine.close()
-    reference = json.loads((tmp_path / "out" / "reference_scores.json").read_text())
-    difference, flipped = compared(served, reference.values(), classification.load_settings(tmp_path / "out"))
-    assert (flipped, len(served)) == (0, 200)
-    assert difference < 0.1
+    assert report["macro_f1"] > report["keywords_macro_f1"]
+    [http, form] = json.loads((tmp_path / "run/complaints-tiny/evaluation/parity.json").read_text())["forms"]
+    assert (http["form"], http["calls"], http["differing"]) == ("http", 500, 0)
+    assert (form["form"], form["differing"]) == ("openvino-int8", 0)
+    assert model_source.verify(tmp_path / "published").weight_bits == 8
+    assert len(json.loads((tmp_path / "published/reference_scores.json").read_text())) == 200
+
+    done = make(*words, "steps=200")
+    assert done.returncode == 2
+    assert "was made with" in done.stderr
 
 
 @pytest.mark.training
@@ -204,9 +222,45 @@ print(json.dumps({
 
 
 @pytest.mark.training
+def test_rationales_and_log_odds_agree_with_worked_examples():
+    """Marked tokens must spell the matter and nothing else; the log-odds were worked out by hand."""
+    code = """
+import json
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+from training import base_model, batches
+from training.calls import CallSettings, make_call
+from training.new_base import log_odds
+from model_server.classification import LABELS, clean_call, load_settings
+tokenizer = base_model.load_tokenizer(Path("models/complaints-tiny"))
+settings = load_settings(Path("models/complaints-tiny"))
+names = list(LABELS.values())
+hard = CallSettings(difficulty="hard", p_asr=0)
+calls = [call for call, _ in (make_call(i, hard) for i in range(300)) if call.metadata["kind"] != "plain"]
+found = batches.rows_of(calls, settings, tokenizer, "train", rationales=True)
+spelled = []
+for call, row, marks in zip(calls, found.rows, found.rationales):
+    for category, [passage] in call.metadata["rationales"].items():
+        said = tokenizer.decode([t for t, m in zip(row, marks) if m == names.index(category)])
+        spelled.append([said, clean_call(passage)])
+print(json.dumps({"spelled": spelled, "log_odds": log_odds([[0, 0, 1, 1]], [[0, 0, 1, -100]], 2, 2).tolist()}))
+"""
+    done = subprocess.run([TRAINING, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["spelled"]) > 200
+    marked = [(said, matter) for said, matter in found["spelled"] if said]
+    assert len(marked) > 0.98 * len(found["spelled"])  # the others were masked or cut
+    # A token may begin before the matter; it never ends after it.
+    assert all(matter.endswith(said[-3:]) and len(said) >= len(matter) - 3 for said, matter in marked)
+    # Token 0 is 2 of 2 in category 0 and 0 of 1 in category 1: (2.5 / 3) against (0.5 / 2), halves of ln 3.33.
+    assert found["log_odds"][0] == pytest.approx([0.60199, -0.60199], abs=1e-4)
+    # Token 1: (0.5 / 3) against (1.5 / 2), halves of ln 4.5.
+    assert found["log_odds"][1] == pytest.approx([-0.75204, 0.75204], abs=1e-4)
+
+
 def test_a_misspelled_setting_is_explained():
-    command = [TRAINING, "-m", "training.tiny", "training/configs/complaints_tiny.yml", "stepss=3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = make("stepss=3")
     assert done.returncode == 2
     assert "did you mean 'steps'" in done.stderr
     assert "Traceback" not in done.stderr
