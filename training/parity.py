@@ -51,7 +51,7 @@ ENGINES = ("openvino", "transformers")
 BATCH = 16
 FOUR_BITS = ("openvino-int4", "awq")
 """Forms that are measured and not judged; so are servers whose weights have so few."""
-LIKELY = 1e-4
+LIKELY = 1e-3
 """Probability from which a category says something of the temperature: engines floor what is less likely."""
 
 
