@@ -4,11 +4,13 @@ PYTHON ?= python3
 CACHE ?= $(HOME)/.cache/qwen3-stack
 CALLS ?= data/calls.jsonl
 ENVIRONMENT ?= local
+LOGS ?= logs
+URL ?= http://127.0.0.1:8000
 BIN := .venv/bin
 export QWEN3_STACK_CACHE := $(CACHE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train deploy undeploy test check fix figures lock clean training-env export-env lmdeploy-env policy-env ollama
+.PHONY: help setup demo train deploy undeploy monitor quick-test test check fix figures lock clean training-env export-env lmdeploy-env policy-env ollama
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +35,15 @@ deploy: setup  ## a server on this machine, in an environment of its own (ENVIRO
 
 undeploy: setup  ## stop it, remove all that was made for it, and end the agent
 	@$(BIN)/python -m infra.agent cleanup $(ENVIRONMENT) && $(BIN)/python -m infra.agent shutdown
+
+# With OLLAMA=http://127.0.0.1:11434 a plain Ollama in place of our server; what asks it through the address that
+# `make monitor` prints is recorded. MODEL=NAME where it has several.
+monitor: setup  ## server, recording and page on this machine; Ctrl-C ends all (OLLAMA=URL, LOGS=logs)
+	@$(BIN)/python -m monitoring.laptop logs=$(LOGS) \
+		$(if $(OLLAMA),ollama=$(OLLAMA),environment=environments/$(ENVIRONMENT).yml)
+
+quick-test: setup  ## three Chinese prompts: latency 10 times, 2 users for 30 s, a report (URL=... or OLLAMA=URL)
+	@$(BIN)/python -m benchmarks smoke $(if $(OLLAMA),ollama=$(OLLAMA),url=$(URL)) $(if $(MODEL),model=$(MODEL))
 
 test: setup  ## the tests; names what it skipped and why
 	@$(BIN)/python -m pytest -q $(PYTEST)
@@ -62,7 +73,7 @@ $(CACHE)/venvs/%/.ready: requirements/%.txt | setup
 
 lock: setup  ## compile requirements/*.txt anew from pyproject.toml
 	@set -e; for name in default server training export lmdeploy policy; do \
-		extras="--extra $$name"; [ $$name = default ] && extras="--extra infra --extra server --extra benchmarks --extra dev"; \
+		extras="--extra $$name"; [ $$name = default ] && extras="--extra infra --extra server --extra benchmarks --extra monitoring --extra dev"; \
 		[ $$name = server ] && extras="$$extras -c requirements/default.txt"; : "the image holds what the tests ran with"; \
 		$(BIN)/uv pip compile -q pyproject.toml $$extras --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements/$$name.txt; done

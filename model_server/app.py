@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -25,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model_server import openai_api, schemas, tracing
 from model_server.auth import Keys, RateLimit
 from model_server.classification import ClassificationSettings
+from model_server.daily_files import local_now
 from model_server.deployment import DeploymentConfig
 from model_server.engine import Engine, EngineInfo, Message, Sampling
 from model_server.errors import (
@@ -75,6 +77,7 @@ def create_app(
     metrics: Metrics | None = None,
     keys: Keys | None = None,
     load: Awaitable[EngineInfo] | None = None,
+    on_request: Callable[[datetime, Mapping[str, Any]], object] | None = None,
 ) -> FastAPI:
     """The application around one engine; ``app.state.service`` and ``app.state.edge`` hold its moving parts.
 
@@ -82,10 +85,12 @@ def create_app(
         classifier: How the model classifies; None: /api/v1/classify answers that it cannot.
         keys: Who may ask; None: everyone.
         load: The engine's load when it is under way already; otherwise it begins with the application.
+        on_request: Given each request's end (local time) and its line in the daily file
+            (:class:`monitoring.request_files.RequestLine`).
     """
     metrics = Metrics() if metrics is None else metrics
     service = Service(engine, config, classifier, metrics)
-    edge = Edge(service, keys, RateLimit(config.serving.rate_limit_per_minute))
+    edge = Edge(service, keys, RateLimit(config.serving.rate_limit_per_minute), on_request)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -271,8 +276,14 @@ class Edge:
 
     classify: Callable[[Request], Awaitable[Response]]
 
-    def __init__(self, service: Service, keys: Keys | None, rate_limit: RateLimit) -> None:
-        self.service, self.keys, self.rate_limit = service, keys, rate_limit
+    def __init__(
+        self,
+        service: Service,
+        keys: Keys | None,
+        rate_limit: RateLimit,
+        on_request: Callable[[datetime, Mapping[str, Any]], object] | None = None,
+    ) -> None:
+        self.service, self.keys, self.rate_limit, self._on_request = service, keys, rate_limit, on_request
 
     def around(self, app: ASGIApp) -> ASGIApp:
         async def edged(scope: Scope, receive: Receive, send: Send) -> None:
@@ -358,16 +369,41 @@ class Edge:
             model=self.service.config.model_name,
             status=record.status,
             error=None if failure is None else failure.code,
-            latency_ms=round(seconds * 1000, 3),
+            latency_ms=_ms(seconds),
             prompt_length=record.prompt_length,
             response_length=record.response_length,
             prompt_tokens=record.prompt_tokens,
             tokens=record.tokens,
-            queue_ms=None if record.queue_s is None else round(record.queue_s * 1000, 3),
-            first_token_ms=None if record.first_token_s is None else round(record.first_token_s * 1000, 3),
+            queue_ms=_ms(record.queue_s),
+            first_token_ms=_ms(record.first_token_s),
             key=record.key,
             **record.texts,
         )
+        if self._on_request is not None:
+            self._on_request(local_now(), self._request_line(record, seconds))
+
+    def _request_line(self, record: Record, seconds: float) -> dict[str, Any]:
+        return {
+            "model": self.service.config.model_name,
+            "prompt_length": record.prompt_length,
+            "response_length": record.response_length,
+            "latency_ms": _ms(seconds),
+            "status": "success" if record.failure is None else "error",
+            "error": None if record.failure is None else record.failure.code,
+            "status_code": record.status,
+            "endpoint": record.endpoint,
+            "first_token_ms": _ms(record.first_token_s),
+            "tokens_used": record.prompt_tokens + record.tokens,
+            "generated_tokens": record.tokens,
+            "category": record.category,
+            "confidence": record.confidence,
+            "request_id": record.request_id,
+            "trace_id": tracing.ids(record.span).get("trace_id"),
+        }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _count_failure(metrics: Metrics, error: RequestError, record: Record) -> None:

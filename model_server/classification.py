@@ -95,6 +95,24 @@ class CallPreparation(runconfig.RunConfig):
     """Share of a call's start in what is left of a call that is too long; the rest is its end."""
 
 
+class ExpectedAnswers(runconfig.RunConfig):
+    """What the model answered on its test calls: an alert compares what it answers now (drift)."""
+
+    calls: int = Field(gt=0)
+    """How many test calls."""
+    confidence: float = Field(ge=0, le=1)
+    """Mean calibrated probability of the predicted category."""
+    categories: dict[str, float]
+    """Category to its share of the predictions, 0 to 1; together 1."""
+
+    @field_validator("categories")
+    @classmethod
+    def _shares(cls, shares: dict[str, float]) -> dict[str, float]:
+        if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-3:
+            raise ValueError(f"shares of the categories must not be negative and be 1 together, got {shares}")
+        return shares
+
+
 class ClassificationSettings(runconfig.RunConfig):
     """``classification.json``: how this model must be asked and how its answer is read."""
 
@@ -123,6 +141,8 @@ class ClassificationSettings(runconfig.RunConfig):
     log_class_weights: dict[str, float] = Field(default_factory=dict)
     """Letter to the natural logarithm of what a call of its category counted in the loss; 0 where a letter is left out.
     Such a model overstates what was weighted up: see :func:`unweighted`."""
+    expected: ExpectedAnswers | None = None
+    """None: never measured, so drift cannot be seen."""
 
     @field_validator("mask_kinds")
     @classmethod
@@ -141,6 +161,8 @@ class ClassificationSettings(runconfig.RunConfig):
             raise ValueError("two letters have the same category")
         if unknown := [letter for letter in self.log_class_weights if letter not in self.labels]:
             raise ValueError(f"log_class_weights names {', '.join(unknown)}, labels has {', '.join(self.labels)}")
+        if self.expected is not None and set(self.expected.categories) != set(self.labels.values()):
+            raise ValueError("expected.categories must name each category of labels, and no other")
         if self.prompt_sha256 != prompt_sha256(self.prompt_prefix, self.prompt_suffix):
             raise ValueError("prompt_sha256 does not belong to prompt_prefix and prompt_suffix: one was edited")
         return self
@@ -185,6 +207,20 @@ def settings_for(
     )
     check_labels(settings, encode, "this tokeniser")
     return settings
+
+
+def expected_answers(probabilities: np.ndarray) -> ExpectedAnswers:
+    """What a model expects to answer, from its answers to test calls.
+
+    Args:
+        probabilities: Calibrated, (calls, categories), in the order of ``LABELS``.
+    """
+    chosen = np.bincount(probabilities.argmax(1), minlength=len(LABELS)) / len(probabilities)
+    return ExpectedAnswers(
+        calls=len(probabilities),
+        confidence=round(float(probabilities.max(1).mean()), 4),
+        categories={name: round(float(share), 4) for name, share in zip(LABELS.values(), chosen, strict=True)},
+    )
 
 
 def load_settings(model_dir: Path) -> ClassificationSettings | None:

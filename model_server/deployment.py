@@ -100,7 +100,7 @@ class Serving(RunConfig):
     engine_url: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=RESTART)
     """A running Ollama or LMDeploy to speak to; null: Ollama at its usual port, LMDeploy as a child."""
     log_dir: Path | None = Field(default=None, json_schema_extra=RESTART)
-    """Folder of rotated log files; null: stdout."""
+    """Folder of rotated log files and of daily requests_YYYYMMDD.jsonl; null: the log goes to stdout."""
     record_text: bool = Field(default=False, json_schema_extra=RESTART)
     """Write prompts and answers to the log in masked form; otherwise only their lengths."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024, json_schema_extra=RESTART)

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import fcntl
-import gzip
 import json
 import logging
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -26,8 +23,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
-import psutil
 import structlog
+
+from model_server.shared_file import SharedFile, compress, remove_stale_parts, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -257,79 +255,53 @@ class _FileLines(_Lines):
     ) -> None:
         super().__init__(on_drop)
         self._directory, self._max_bytes, self._keep, self._now = directory, max_bytes, keep, now
-        self._path = directory / "server.jsonl"
-        self._fd: int | None = None
-        self._inode = 0
+        self._file = SharedFile(directory / "server.jsonl")
+        self._known_opening = 0
         self._day = ""
         self._compressing = threading.Lock()
         self._compressor: threading.Thread | None = None
 
     def _write(self, line: bytes) -> None:
-        fd = self._locked()
-        try:
-            size = os.fstat(fd).st_size
-            if size and (self._today() > self._day or size + len(line) > self._max_bytes):
+        for archived in (False, True):
+            with self._file.locked() as fd:
+                over = self._is_over(os.fstat(fd), len(line))
+                if archived or not over:
+                    write(fd, line)
+                    return
                 self._archive()
-                fd = self._locked()
-            written = os.write(fd, line)
-            if written < len(line):  # the disk became full in the middle: no torn line stays behind
-                os.ftruncate(fd, os.fstat(fd).st_size - written)
-                raise OSError("the line did not fit on the disk")
-        finally:
-            if self._fd is not None:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _locked(self) -> int:
-        """The open file, for this process alone; opened anew when it was moved or deleted behind our back.
-
-        Without the lock a second server could write into a file that is being compressed, or give its archive a number
-        that has just been used (one of ten thousand lines was lost so, and on a busy machine an archive).
-        """
-        while True:
-            if self._fd is None:
-                self._open()
-            assert self._fd is not None
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if self._path.stat().st_ino == self._inode:
-                    return self._fd
-            self._close_file()
-
-    def _open(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        status = os.fstat(self._fd)
-        self._inode = status.st_ino
-        self._day = _day(status.st_mtime) if status.st_size else self._today()
+    def _is_over(self, status: os.stat_result, more: int) -> bool:
+        """Its day has ended, or it would become too large."""
+        if self._file.openings != self._known_opening:
+            self._known_opening = self._file.openings
+            self._day = _day(status.st_mtime) if status.st_size else self._today()
+        return status.st_size > 0 and (self._today() > self._day or status.st_size + more > self._max_bytes)
 
     def _archive(self) -> None:
         archive = self._directory / f"server-{self._day}-{_number(self._archives()[-1:]) + 1:06d}.jsonl"
         try:
-            os.link(self._path, archive)  # unlike rename, it refuses to overwrite
-            self._path.unlink()
+            os.link(self._file.path, archive)  # unlike rename, it refuses to overwrite
+            self._file.path.unlink()
         except (
             FileExistsError,
             FileNotFoundError,
         ):  # somebody else moves files here; the next line sees what came of it
             return
         except OSError:  # a file system without hard links, or a full one
-            self._path.rename(archive)
-        self._close_file()
+            self._file.path.rename(archive)
+        self._file.close()
         self._compressor = threading.Thread(target=self._compress, name="log-archive", daemon=True)
         self._compressor.start()
 
     def _compress(self) -> None:
         """Compress also what an earlier process or a full disk left; then delete the oldest."""
         with self._compressing, contextlib.suppress(OSError):
-            for path in self._directory.iterdir():
-                part = _PART.fullmatch(path.name)
-                if part is not None and not psutil.pid_exists(int(part[1])):
-                    path.unlink(missing_ok=True)
+            remove_stale_parts(self._directory, "server-")
             for old in self._archives()[: -self._keep]:
                 old.unlink(missing_ok=True)
             for plain in self._archives():
                 if plain.suffix == ".jsonl":
-                    _gzip(plain)
+                    compress(plain)
 
     def _archives(self) -> list[Path]:
         """Oldest first."""
@@ -341,21 +313,15 @@ class _FileLines(_Lines):
     def _today(self) -> str:
         return _day(self._now())
 
-    def _close_file(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
-
     def close(self) -> None:
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError):
-            self._close_file()
+            self._file.close()
         if self._compressor is not None:
             self._compressor.join(timeout=5)
         super().close()
 
 
 _ARCHIVE = re.compile(r"server-\d{8}-(\d{6,})\.jsonl(\.gz)?")
-_PART = re.compile(r"server-.*\.jsonl\.(\d+)\.part")
 
 
 def _number(archives: Sequence[Path]) -> int:
@@ -369,14 +335,3 @@ def _number(archives: Sequence[Path]) -> int:
 
 def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%d")
-
-
-def _gzip(plain: Path) -> None:
-    part = plain.with_name(f"{plain.name}.{os.getpid()}.part")
-    try:
-        with plain.open("rb") as source, part.open("wb") as raw, gzip.open(raw, "wb", 6) as packed:
-            shutil.copyfileobj(source, packed, 2**18)
-        part.replace(plain.with_name(plain.name + ".gz"))
-        plain.unlink()
-    finally:
-        part.unlink(missing_ok=True)

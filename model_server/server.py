@@ -23,6 +23,7 @@ import structlog
 
 from model_server import logs, tracing
 from model_server.auth import Keys, read_keys
+from model_server.daily_files import REQUESTS, SERVER_KEEPS, DailyLines, archive_in_background
 from model_server.deployment import DeploymentConfig, memory_limit_bytes
 from model_server.engine import Engine
 from model_server.errors import ConfigurationError, DeploymentError
@@ -94,6 +95,7 @@ async def serve(
     engine: Engine,
     *,
     classifier: Callable[[], ClassificationSettings | None] = lambda: None,
+    models: Path | None = None,
     config_path: Path | None = None,
     read_config: Callable[[], DeploymentConfig] | None = None,
 ) -> int:
@@ -101,6 +103,7 @@ async def serve(
 
     Args:
         classifier: Reads how the model classifies, while it loads; None: it does not.
+        models: Where the weights lie, whose file system is watched; None: not on this machine.
         config_path: Watched for hot reload.
         read_config: Reads it; None: only the key file is reloaded.
 
@@ -126,10 +129,21 @@ async def serve(
     from model_server.metrics import Metrics
 
     metrics = Metrics(memory_limit_bytes=memory_limit_bytes(config))
+    directories = {"models": models, "logs": serving.log_dir}
+    metrics.watch_disks({name: path for name, path in directories.items() if path is not None})
     handlers = tracing.configure(serving.otlp_endpoint, service_version=config.model_version)
     on_drop = metrics.log_records_dropped_total.inc
     logs.configure(serving.log_level, serving.log_dir, on_drop=on_drop, handlers=handlers)
-    app = app_module.create_app(engine, config, classifier=settings, metrics=metrics, keys=keys, load=load)
+    requests = None if serving.log_dir is None else _request_lines(serving.log_dir, on_drop)
+    app = app_module.create_app(
+        engine,
+        config,
+        classifier=settings,
+        metrics=metrics,
+        keys=keys,
+        load=load,
+        on_request=None if requests is None else requests.append,
+    )
     service: Service = app.state.service
     reload = Reload(config, read_config or (lambda: config), app.state.edge)
     notifier = Notifier()
@@ -214,6 +228,17 @@ async def serve(
     log.info("stopped", code=code)
     tracing.shutdown()
     return code
+
+
+def _request_lines(folder: Path, on_lost: Callable[[], object]) -> DailyLines:
+    def say(text: str) -> None:
+        log.warning("request files", problem=text)
+        _say(text)
+
+    def archive() -> None:
+        archive_in_background(folder, [REQUESTS], SERVER_KEEPS, say)
+
+    return DailyLines(folder, REQUESTS, say=say, on_lost=on_lost, on_new_day=archive)
 
 
 def _import_http() -> tuple[ModuleType, ModuleType]:

@@ -70,6 +70,9 @@ class Record:
     tokens: int = 0
     queue_s: float | None = None
     first_token_s: float | None = None
+    category: str | None = None
+    """Of the one text that was classified; None for several."""
+    confidence: float | None = None
     span: Span | None = None
     texts: dict[str, str] = field(default_factory=dict)
     """Masked prompt and answer, with ``record_text`` only."""
@@ -113,8 +116,11 @@ class Service:
         metrics.watch_engine(engine)
         metrics.queue_depth.set_function(lambda: self.admission.waiting + self._batches.waiting)
         metrics.running.set_function(lambda: self.admission.running + self._batches.running)
+        metrics.queue_capacity.set(serving.max_queue)
         if classifier is not None:
             metrics.expect_categories(classifier.labels.values())
+            if classifier.expected is not None:
+                metrics.expect_answers(classifier.expected.confidence, classifier.expected.categories)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -251,6 +257,8 @@ class Service:
                             metrics.time_to_first_token_seconds.observe(record.first_token_s)
                         for chunk in group:
                             record.tokens += chunk.tokens
+                            # As they come: a long answer is no stall.
+                            metrics.generated_tokens_total.inc(chunk.tokens)
                             record.response_length += len(chunk.text)
                             if chunk.prompt_tokens is not None:
                                 prompt_tokens = chunk.prompt_tokens
@@ -266,7 +274,6 @@ class Service:
                     tracing.record("prefill", record.span, started_at, first_at, tokens=prompt_tokens)
                     tracing.record("decode", record.span, first_at, last_at, tokens=record.tokens)
                 metrics.prompt_tokens_total.inc(prompt_tokens if record.tokens or ended else 0)
-                metrics.generated_tokens_total.inc(record.tokens)
                 if record.tokens > 1:
                     metrics.time_per_output_token_seconds.observe((last_at - first_at) / (record.tokens - 1))
 
@@ -301,6 +308,8 @@ class Service:
                 self.metrics.classification_confidence.observe(decision["confidence"])
             if decision["needs_review"]:
                 self.metrics.classification_reviews_total.inc()
+        if len(decisions) == 1:
+            record.category, record.confidence = decisions[0]["category"], decisions[0]["confidence"]
         return decisions
 
     async def _call_prompt(self, text: str, settings: ClassificationSettings) -> Prompt:

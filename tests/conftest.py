@@ -18,7 +18,8 @@ import pytest
 
 from model_server.cache import cache_dir
 
-sys.path.insert(0, str(Path(__file__).parent / "infra"))  # with import mode importlib tests are no package
+for shared in ("infra", "monitoring"):  # with import mode importlib tests are no package
+    sys.path.insert(0, str(Path(__file__).parent / shared))
 pytest_plugins = ["cluster_fixture"]
 
 CACHE = cache_dir()
@@ -107,6 +108,20 @@ def pytest_collection_modifyitems(items):
 def _missing_tier(request):
     reasons = [value for name, value in request.node.user_properties if name == "missing_tier"]
     pytest.fail(f"REQUIRE_TIERS asks for this tier, but {'; '.join(reasons)}", pytrace=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -14,6 +14,7 @@ from model_server.classification import write_settings
 from model_server.engine import Prompt
 from model_server.errors import EngineUnavailableError, ModelLoadError
 from model_server.service import ScoreBatches
+from monitoring.request_files import RequestLine, request_line
 
 CATEGORIES = [
     "收费争议",
@@ -321,6 +322,32 @@ async def test_logs_carry_masked_text_where_the_operator_asks_for_it(serve):
     assert "打我电话" in line["prompt_masked"]
     assert "13812345678" not in line["prompt_masked"]
     assert line["response_masked"] == fake_engine.ANSWER[:5]
+
+
+async def test_each_request_ends_as_a_line_of_the_daily_file(serve):
+    served = await serve()
+    lines = []
+    served.edge._on_request = lambda at, row: lines.append({"timestamp": at.isoformat()} | row)
+    await served.ask("/api/v1/inference", {"text": "你好", "max_tokens": 5}, headers={"x-request-id": "r-1"})
+    one = (await served.ask("/api/v1/classify", {"text": "宽带断了"})).json()
+    await served.ask("/api/v1/classify", {"texts": ["宽带断了", "扣费错了"]})
+    await served.ask("/api/v1/inference", {"text": 5})
+    await served.ask("/health")
+
+    found = [request_line(json.dumps(line).encode()) for line in lines]
+    assert None not in found
+    generated, classified, several, refused = found
+    assert (generated.status, generated.error, generated.status_code) == ("success", None, 200)
+    assert (generated.model, generated.endpoint) == (served.service.config.model_name, "inference")
+    assert (generated.prompt_length, generated.response_length, generated.generated_tokens) == (2, 5, 5)
+    assert generated.request_id == "r-1"
+    assert 0 < generated.first_token_ms <= generated.latency_ms
+    assert generated.tokens_used > generated.generated_tokens
+    assert (classified.category, classified.confidence) == (one["category"], one["confidence"])
+    assert (several.category, several.prompt_length) == (None, 8)
+    assert (refused.status, refused.status_code, refused.prompt_length) == ("error", 400, 0)
+    assert refused.error == "invalid_request"
+    assert {"timestamp", *lines[0]} <= set(RequestLine.model_fields), "nothing is written that nobody reads"
 
 
 async def test_a_bug_is_an_error_in_the_same_shape_and_is_logged(serve):

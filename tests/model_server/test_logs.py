@@ -366,20 +366,6 @@ def test_two_servers_in_one_folder_overwrite_double_and_lose_nothing(tmp_path):
 # Places that cannot be written ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
 def test_a_full_disk_costs_lines_and_nothing_else_and_they_come_back_with_the_space(small_disk):
     dropped = []
     logs.configure("INFO", small_disk, on_drop=lambda: dropped.append(1), max_bytes=16_000)
