@@ -138,6 +138,9 @@ class ClassificationSettings(runconfig.RunConfig):
     """What was masked in training. The default is what files say that do not name it: they are older than names and
     addresses."""
     preparation: CallPreparation = CallPreparation()
+    log_class_weights: dict[str, float] = Field(default_factory=dict)
+    """Letter to the natural logarithm of what a call of its category counted in the loss; 0 where a letter is left out.
+    Such a model overstates what was weighted up: see :func:`unweighted`."""
     expected: ExpectedAnswers | None = None
     """None: never measured, so drift cannot be seen."""
 
@@ -156,6 +159,8 @@ class ClassificationSettings(runconfig.RunConfig):
             raise ValueError("label_ids must be distinct and not negative")
         if len(set(self.labels.values())) != len(self.labels):
             raise ValueError("two letters have the same category")
+        if unknown := [letter for letter in self.log_class_weights if letter not in self.labels]:
+            raise ValueError(f"log_class_weights names {', '.join(unknown)}, labels has {', '.join(self.labels)}")
         if self.expected is not None and set(self.expected.categories) != set(self.labels.values()):
             raise ValueError("expected.categories must name each category of labels, and no other")
         if self.prompt_sha256 != prompt_sha256(self.prompt_prefix, self.prompt_suffix):
@@ -461,10 +466,30 @@ class Decision(TypedDict):
     needs_review: bool
 
 
+def unweighted(label_logprobs: np.ndarray, settings: ClassificationSettings) -> np.ndarray:
+    """Log-probabilities as the model would give them had its loss not weighted the categories.
+
+    A loss that counts a call of category k w_k times is least where the model says w_k p(k | call) / sum over j of
+    w_j p(j | call), so ln w_k is subtracted (as for other priors: Saerens et al., 2002, Neural Computation 14(1)).
+    Ranks may change; together the labels keep the probability they had. An engine that answers in text alone gives no
+    log-probabilities to correct.
+
+    Args:
+        label_logprobs: (..., K), in the order of ``settings.labels``.
+    """
+    if not settings.log_class_weights:
+        return label_logprobs
+    shifted = label_logprobs - np.array([settings.log_class_weights.get(letter, 0.0) for letter in settings.labels])
+    together = np.logaddexp.reduce(label_logprobs, axis=-1, keepdims=True)
+    moved: np.ndarray = shifted + (together - np.logaddexp.reduce(shifted, axis=-1, keepdims=True))
+    return moved
+
+
 def probabilities(label_logprobs: Sequence[float], settings: ClassificationSettings) -> dict[str, float]:
     """Calibrated probability of each category: softmax of the labels' log-probabilities over the temperature.
 
-    The share of the vocabulary outside the labels cancels, so logits give the same as log-probabilities.
+    The share of the vocabulary outside the labels cancels, so logits give the same as log-probabilities. Class weights
+    of the training are taken out first, see :func:`unweighted`.
 
     Args:
         label_logprobs: In the order of ``settings.labels``, natural logarithm; -inf means never.
@@ -478,7 +503,8 @@ def probabilities(label_logprobs: Sequence[float], settings: ClassificationSetti
     highest = float(scores.max())
     if not math.isfinite(highest) or bool(np.isnan(scores).any()):
         raise ValueError(f"label scores must be numbers with a finite maximum, got {scores.tolist()}")
-    weights = np.exp((scores - highest) / settings.temperature)
+    scores = unweighted(scores, settings)
+    weights = np.exp((scores - scores.max()) / settings.temperature)
     return dict(zip(settings.labels.values(), (weights / weights.sum()).tolist(), strict=True))
 
 

@@ -2,7 +2,8 @@
 
     python -m training.evaluate run_dir=runs/finetune-... [data=data/prepared] [more='{natural: FILE.jsonl}']
 
-in the training environment. It scores the validation and test calls with the model in ``run_dir/best``, fits
+in the training environment. It scores the validation and test calls with the model in ``run_dir/best``, takes class
+weights of the training out of the scores (``log_class_weights`` in the model's ``classification.json``), fits
 temperature and review threshold on the validation calls alone and writes them into the model's
 ``classification.json``, and measures once on the test calls, beside keyword rules and character n-grams with
 logistic regression that learned from the same training calls. In ``run_dir/evaluation``:
@@ -245,6 +246,10 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
 
         parts = scoring.score_parts(best, calls_to_score(data, config.more))
         write_scores(parts, scores)
+    parts = {
+        name: Scored(scored.calls, classification.unweighted(scored.logprobs, settings))
+        for name, scored in parts.items()
+    }
 
     calibration = calibrate(parts["validation"], config.accepted_accuracy)
     settings = settings.model_copy(

@@ -8,7 +8,7 @@ in the training environment. From ``run_dir/best`` it writes, each in a folder o
     merged         Hugging Face directory, adapter merged into a freshly loaded base; for transformers and LMDeploy
     openvino-int8  openvino-int4, openvino-fp16: for the engine openvino
     gguf-q8_0      gguf-f16, gguf-q4_0: for Ollama and llama.cpp
-    awq            4 bits, for LMDeploy
+    awq            4 bits in groups of 128, for LMDeploy; made on a CPU, computed with on a GPU alone
 
 ``model_source: run_dir`` then finds the form for its engine. What quantisation costs is measured by
 ``python -m training.parity``.
@@ -82,6 +82,9 @@ class ExportSettings(runconfig.RunConfig):
 
     run_dir: Path
     forms: tuple[Form, ...] = ("merged", "openvino-int8")
+    group_size: int | None = None
+    """Weights that share a scale in openvino-int4, where model_server.optimize's default does not divide the model's
+    widths."""
     overwrite: bool = False
     """Replace forms that are there."""
 
@@ -173,13 +176,11 @@ def write_form(form: Form, config: ExportSettings, out: Path, progress: optimize
     best, merged = config.run_dir / "best", config.run_dir / "merged"
     tool, _, kind = form.partition("-")
     if tool in {"openvino", "awq"}:
-        wanted = optimize.Preparation(
-            source=str(merged),
-            out=out,
-            bits=OPENVINO_BITS[kind] if kind else 4,
-            method="openvino" if kind else "awq",
-            overwrite=config.overwrite,
-        )
+        raw = {"source": str(merged), "out": out, "overwrite": config.overwrite}
+        raw |= {"method": "openvino", "bits": OPENVINO_BITS[kind]} if kind else {"method": "awq"}
+        if form == "openvino-int4" and config.group_size is not None:
+            raw["group_size"] = config.group_size
+        wanted = runconfig.validate(optimize.Preparation, raw, f"forms=[{form}]")
         optimize.prepare(
             wanted, progress, extra=about(config.run_dir), made_by=f"python -m training.export forms=[{form}]"
         )

@@ -47,7 +47,7 @@ from transformers import Qwen3ForCausalLM
 
 import runconfig
 from model_server import cgroup
-from model_server.classification import write_settings
+from model_server.classification import unweighted, write_settings
 from model_server.errors import ConfigurationError, DeploymentError
 from training import base_model, batches, checkpoints, inputs, plan, quantized
 from training.durable_files import sha256
@@ -241,7 +241,8 @@ def evaluate(
     if state.num_processes > 1:
         dist.all_reduce(scores)
     names, truth = list(labels.values()), torch.tensor(given.validation.truth)
-    scores, chosen = scores.cpu(), scores.argmax(1).tolist()
+    scores = torch.from_numpy(unweighted(scores.cpu().numpy(), given.settings))
+    chosen = scores.argmax(1).tolist()
     return {
         "validation_macro_f1": macro_f1([names[t] for t in given.validation.truth], [names[c] for c in chosen]),
         "validation_accuracy": sum(t == c for t, c in zip(given.validation.truth, chosen, strict=True)) / len(rows),

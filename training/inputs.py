@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def read(config: FineTuningSettings) -> Inputs:
             "passage that is found in its text: leave rationale_weight out, or mark passages"
         )
     batches.check_classes(train, list(settings.labels.values()))
+    class_weights = _class_weights(config, train, list(settings.labels.values()))
     longest = len(prefix) + max(map(len, train.rows))
     if longest > files.shape.context:
         raise ConfigurationError(
@@ -90,13 +92,13 @@ def read(config: FineTuningSettings) -> Inputs:
         files=files,
         path=files.path,
         tokenizer=tokenizer,
-        settings=settings,
+        settings=settings.model_copy(update={"log_class_weights": _logarithms(class_weights, settings)}),
         train=train,
         validation=batches.rows_of(_calls(config.data, "validation"), settings, tokenizer, "validation"),
         pairs=None if config.replay is None else batches.encode_pairs(batches.read_pairs(config.replay.file), encode),
         prefix=prefix,
         suffix_tokens=len(encode(settings.prompt_suffix)),
-        class_weights=_class_weights(config, train, list(settings.labels.values())),
+        class_weights=class_weights,
         order=Order(config.seed, config.batch, [len(row) for row in train.rows]),
         steps=config.total_steps(len(train.rows)),
     )
@@ -121,3 +123,9 @@ def _class_weights(config: FineTuningSettings, train: LabelledRows, names: list[
             f"{', '.join(sorted(set(config.class_weights) ^ set(names)))}"
         )
     return [config.class_weights[name] for name in names]
+
+
+def _logarithms(class_weights: list[float] | None, settings: ClassificationSettings) -> dict[str, float]:
+    """By letter; a category that counted nothing was not learned, and no factor brings it back."""
+    weights = zip(settings.labels, class_weights or [], strict=class_weights is not None)
+    return {letter: math.log(weight) for letter, weight in weights if weight > 0}

@@ -25,7 +25,7 @@ class Scored:
     """Calls of one part and what the model makes of them.
 
     Attributes:
-        logprobs: Of the labels, (N, K), before the temperature.
+        logprobs: Of the labels, (N, K), before the temperature; in the file also before class weights are taken out.
     """
 
     calls: Sequence[TrainingData]

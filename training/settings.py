@@ -68,7 +68,10 @@ class FineTuningSettings(runconfig.RunConfig):
     mass_weight: float = Field(default=0.1, ge=0)
     """Of -log(probability of any label): 1 is cross-entropy over the vocabulary, and learns far slower."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
-    """Weight of a call by its category, or n / (K * n of the category). They shift the probabilities as well."""
+    """Weight of a call by its category, or n / (K * n of the category): rare ones are learned better. The model then
+    overstates them, so what it is served with takes the weights out again (``log_class_weights`` in
+    ``best/classification.json``); delete that key before the evaluation to have rare categories chosen more often than
+    they are right."""
     focal_gamma: float = Field(default=0.0, ge=0, le=10)
     """Calls that are right already count less the higher it is; 0 is plain cross-entropy."""
     corruption: float = Field(default=0.0, ge=0, lt=1)

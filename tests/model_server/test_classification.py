@@ -305,6 +305,8 @@ def test_a_model_without_the_file_does_not_classify(tmp_path):
         ({"mask_kinds": ["身高"]}, "got 身高, allowed are 身份证号"),
         ({"preparation": {"figure": True}}, "did you mean 'figures'"),
         ({"preparation": {"head_share": 1.0}}, "head_share"),
+        ({"log_class_weights": {"A": 0.5, "M": 1}}, "log_class_weights names M, labels has A, B"),
+        ({"log_class_weights": {"A": math.inf}}, "log_class_weights.A"),
     ],
 )
 def test_a_settings_file_that_contradicts_itself_is_refused(settings, tmp_path, change, told):
@@ -354,6 +356,29 @@ def test_probabilities_are_those_of_a_calculator(settings):
     assert probabilities["营销误导"] == pytest.approx(0.75)
     assert sum(probabilities.values()) == pytest.approx(1)
     assert list(probabilities) == list(c.LABELS.values())
+
+
+def test_weights_of_the_training_are_taken_out_before_the_temperature(settings):
+    """By hand: calls are 1 % A, 9 % B, 90 % C whatever is said, and a loss that counts them 1 / share times learns 1/3
+    each. At temperature 2 the square roots of 1, 9 and 90 are left, over their sum.
+    """
+    weighted = settings.model_copy(update={"log_class_weights": {"A": math.log(90), "B": math.log(10)}})
+    third = [math.log(1 / 3)] * 3 + [-math.inf] * 9
+    roots = [1, 3, math.sqrt(90)]
+    assert list(c.probabilities(third, weighted).values())[:3] == pytest.approx([root / sum(roots) for root in roots])
+    assert c.decide(third, settings)["category"] == "收费争议"
+    assert c.decide(third, weighted)["category"] == "擅自开通"
+    plain = weighted.model_copy(update={"temperature": 1})
+    assert list(c.probabilities(third, plain).values())[:3] == pytest.approx([0.01, 0.09, 0.90])
+
+
+def test_labels_together_keep_the_probability_they_had(settings):
+    weighted = settings.model_copy(update={"log_class_weights": {"A": 2.0, "L": -1.0}})
+    scores = np.log(np.array([[0.5] + [0.01] * 11, [0.001] * 12]))
+    moved = c.unweighted(scores, weighted)
+    assert np.exp(moved).sum(1) == pytest.approx(np.exp(scores).sum(1))
+    assert moved[:, 11] - moved[:, 0] == pytest.approx(scores[:, 11] - scores[:, 0] + 3)
+    assert c.unweighted(scores, settings) is scores
 
 
 SCORES = st.lists(st.floats(-60, 0), min_size=12, max_size=12)

@@ -139,6 +139,8 @@ def test_an_altered_source_is_refused_by_its_manifest(tools, tmp_path):
     [
         (["bits=5"], "bits"),
         (["method=awq", "bits=8"], "method=awq is 4 bits"),
+        (["method=awq", "group_size=32"], "LMDeploy loads AWQ in groups of 128 alone, got group_size=32"),
+        (["method=awq"], "group_size=128 does not divide hidden_size 64"),
         (["group_size=96"], "does not divide hidden_size 64"),
         (["methd=awq"], "did you mean 'method'"),
     ],

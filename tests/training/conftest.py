@@ -82,7 +82,7 @@ def small(training, tmp_path_factory):
     training.write_data(folder / "data", train=120, validation=24, test=24)
     shape = ["vocabulary=640", "hidden=64", "layers=2", "heads=4", "kv_heads=2", "head_dim=16", "intermediate=128"]
     for name, seed in (("base", 0), ("other", 1)):
-        words = [f"out={folder / name}", f"data={folder / 'data'}", f"seed={seed}", *shape]
+        words = [f"out={folder / name}", f"data={folder / 'data'}", f"seed={seed}", "replay=null", *shape]
         done = training.task(run=["training.new_base", "training/configs/new_base_tiny.yml", *words])
         assert done.status == 0, done.stderr
     config = folder / "config.yml"

@@ -26,9 +26,14 @@ import pyarrow.parquet  # noqa: F401
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: F401
 
-from training import finetune, new_base, plan
+from training import finetune, new_base, plan, sweep
 
-ENTRIES = {"training.finetune": finetune.run, "training.plan": plan.main, "training.new_base": new_base.run}
+ENTRIES = {
+    "training.finetune": finetune.run,
+    "training.plan": plan.main,
+    "training.new_base": new_base.run,
+    "training.sweep": sweep.run,
+}
 CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

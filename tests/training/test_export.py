@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,12 @@ import pytest
 from model_server.cache import environment_python
 from model_server.errors import ConfigurationError
 from training.export import ADAPTER_KEYS, normalised_config
+from training.random_model import Shape, write_model
 
 ROOT = Path(__file__).resolve().parents[2]
+NARROW = Shape(
+    hidden=64, intermediate=128, layers=1, heads=4, kv_heads=2, head_dim=32, tokens=2000, vocab=2048, context=512
+)
 LORA = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -63,6 +69,30 @@ def test_what_servers_would_ignore_is_refused_by_name(change, said):
     with pytest.raises(ConfigurationError, match=said) as caught:
         normalised_config(LORA | change)
     assert "export merged" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["forms=[awq]"], "group_size=128 does not divide hidden_size 64"),
+        (["forms=[awq]"], "LMDeploy loads no other; serve it unquantised, or by engine openvino (group_size: use a "),
+        (["forms=[openvino-int4]"], "group_size=128 does not divide hidden_size 64"),
+        (["forms=[openvino-int4]", "group_size=96"], "group_size=96 does not divide hidden_size 64"),
+        (["forms=[openvino-int4]", "group_size=4"], "group_size"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_widths_that_no_group_fits_are_refused_with_what_can_be_done(tmp_path, words, told):
+    """The merged form is there, so that nothing but the refusal is left to do."""
+    write_model(NARROW, tmp_path / "merged", 0, "narrow")
+    (tmp_path / "best").mkdir()
+    shutil.copyfile(tmp_path / "merged" / "classification.json", tmp_path / "best" / "classification.json")
+    command = [sys.executable, "-m", "training.export", f"run_dir={tmp_path}", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "merged"]
 
 
 @pytest.mark.training

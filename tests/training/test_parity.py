@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax, softmax
 
 from model_server import classification
 from model_server.classification import LABELS
 from training.calls import make_splits
-from training.parity import compare
+from training.parity import Reference, compare
 from training.scores import Scored, write_scores
 from training.tiny import TinySettings
 
@@ -24,36 +25,75 @@ NAMES = list(LABELS.values())
 CALLS = 40
 
 
-def answer(row):
-    return {"category": NAMES[int(np.argmax(row))], "probabilities": dict(zip(NAMES, row, strict=True))}
+def answers(rows, threshold=0.0):
+    return [
+        {
+            "category": NAMES[int(np.argmax(row))],
+            "probabilities": dict(zip(NAMES, row, strict=True)),
+            "needs_review": bool(row.max() < threshold),
+        }
+        for row in rows
+    ]
 
 
-def reference(*leads):
+def leads(*of):
     """One call for each lead of the first category over the second, in calibrated probability."""
-    rows = np.zeros((len(leads), 12))
-    rows[:, 0] = [(1 + lead) / 2 for lead in leads]
-    rows[:, 1] = [(1 - lead) / 2 for lead in leads]
+    rows = np.zeros((len(of), 12))
+    rows[:, 0] = [(1 + lead) / 2 for lead in of]
+    rows[:, 1] = [(1 - lead) / 2 for lead in of]
     return rows
 
 
+def judged(expected, found, *, truth=None, epsilon=0.05, threshold=0.0, judged=True, **settings):
+    truth = np.zeros(len(expected), dtype=int) if truth is None else np.array(truth)
+    reference = Reference(expected, truth, threshold)
+    return compare("form", reference, found, epsilon, 0.05, judged=judged, **settings)
+
+
 def test_a_label_may_differ_where_the_lead_is_within_epsilon_and_nowhere_else():
-    trained, truth = reference(0.5, 0.04, 0.06), np.array([0, 1, 0])
+    trained, truth = leads(0.5, 0.04, 0.06), [0, 1, 0]
     swapped = trained[:, [1, 0, *range(2, 12)]]
-    form = np.stack([trained[0], swapped[1], swapped[2]])
-    found = compare("form", trained, [answer(row) for row in form], truth, 0.05, judged=True)
+    form = answers([trained[0], swapped[1], swapped[2]])
+    found = judged(trained, form, truth=truth)
     assert (found.clear, found.differing, found.differing_unclear) == (2, 1, 1)
     assert found.largest_difference == pytest.approx(0.06)
     assert (found.accuracy, found.accuracy_loss) == (pytest.approx(2 / 3), 0)
-    assert not found.agrees
-    assert compare("form", trained, [answer(row) for row in form], truth, 0.07, judged=True).agrees
-    assert compare("int4", trained, [answer(row) for row in form], truth, 0.05, judged=False).agrees
+    assert found.faults == ("1 of 2 clear calls have another label",)
+    assert judged(trained, form, truth=truth, epsilon=0.07).agrees
+    assert judged(trained, form, truth=truth, judged=False).agrees
 
 
 def test_an_engine_without_probabilities_is_compared_by_its_labels():
-    trained = reference(0.5, 0.5)
-    answers = [{"category": NAMES[0], "probabilities": None}, {"category": NAMES[1], "probabilities": None}]
-    found = compare("ollama", trained, answers, np.array([0, 0]), 0.05, judged=True)
-    assert (found.differing, found.largest_difference) == (1, None)
+    form = [{"category": name, "probabilities": None, "needs_review": True} for name in NAMES[:2]]
+    found = judged(leads(0.5, 0.5), form, threshold=0.2)
+    assert (found.differing, found.largest_difference, found.temperature_ratio) == (1, None, None)
+    assert found.differing_review == 0, "who gives no probability asks for review always"
+
+
+def test_another_temperature_is_found_though_every_label_is_right():
+    """Log-odds at 1.2 times the temperature, with the rounding of a quantised form on top: a tenth of a nat."""
+    rng = np.random.default_rng(0)
+    scores = log_softmax(rng.normal(size=(200, 12)) * 3, axis=1)
+    noise = rng.normal(size=scores.shape) * 0.1
+    for temperature, agrees in ((1.0, True), (1.02, True), (1.2, False), (0.8, False)):
+        found = judged(softmax(scores, axis=1), answers(softmax((scores + noise) / temperature, axis=1)), epsilon=0.4)
+        assert found.temperature_ratio == pytest.approx(temperature, abs=0.01)
+        assert found.differing == 0
+        assert found.agrees is agrees
+    assert judged(leads(0.0), answers(leads(0.0))).temperature_ratio is None
+
+
+def test_another_review_threshold_is_found():
+    trained = leads(0.9, 0.5, 0.0)
+    found = judged(trained, answers(trained, threshold=0.9), threshold=0.7, epsilon=0.1)
+    assert found.differing_review == 0, "0.75 is within epsilon of the threshold"
+    found = judged(trained, answers(trained, threshold=0.9), threshold=0.7, epsilon=0.01)
+    assert found.faults == ("1 calls are sent to review, or not, against the threshold",)
+
+
+def test_other_settings_are_a_fault_of_forms_that_are_not_judged_too():
+    found = judged(leads(0.5), answers(leads(0.5)), judged=False, other_settings=["temperature"])
+    assert found.faults == ("other settings: temperature",)
 
 
 @pytest.fixture
@@ -80,6 +120,7 @@ def test_the_served_form_gives_the_labels_that_were_evaluated(run_dir):
     [form] = json.loads((run_dir / "evaluation" / "parity.json").read_text())["forms"]
     assert (form["form"], form["calls"], form["differing"]) == ("openvino-int8", CALLS, 0)
     assert 0 < form["largest_difference"] < 0.1
+    assert form["temperature_ratio"] == pytest.approx(1, abs=0.005)
 
 
 def test_a_form_with_another_prompt_is_caught(run_dir):
@@ -99,6 +140,8 @@ def test_a_form_with_another_prompt_is_caught(run_dir):
     done = judge(run_dir)
     assert done.returncode == 1, done.stderr
     assert '"agree": false' in done.stdout
+    assert "openvino-int8: other settings: labels, prompt_prefix, prompt_sha256" in done.stderr
+    assert "clear calls have another label" in done.stderr
 
 
 def test_a_run_without_scores_or_a_server_that_is_not_there_is_named(run_dir):

@@ -20,9 +20,11 @@ from pathlib import Path
 import lmdeploy.pytorch.engine as pytorch_engine
 import torch
 from lmdeploy.messages import EngineEvent, EngineOutput, EventType, RequestMetrics, ResponseType, ScheduleMetrics
+from lmdeploy.pytorch.backends.default.awq_modules import dequantize_gemm
 from lmdeploy.pytorch.engine.mp_engine import build_mp_engine
 from lmdeploy.serve.core import AsyncEngine
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 FAULTS = Path(os.environ.get("CPU_ENGINE_FAULTS", "/nonexistent"))
 STEP_S = float(os.environ.get("CPU_ENGINE_STEP_S", "0"))
@@ -94,10 +96,29 @@ class Instance:
             await asyncio.sleep(STEP_S)
 
 
+def load(path):
+    """The model in float32; 4-bit weights as LMDeploy's own arithmetic for other devices than CUDA reads them."""
+    config = AutoConfig.from_pretrained(path)
+    if getattr(config, "quantization_config", None) is None:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    quantisation = config.quantization_config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    tensors = load_file(Path(path) / "model.safetensors")
+    for name in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        packed = [tensors.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")]
+        weight = dequantize_gemm(*packed, quantisation["bits"], quantisation["group_size"])
+        tensors[f"{name}.weight"] = weight.t().float()
+    report = model.load_state_dict(tensors, strict=False)
+    assert set(report.missing_keys) <= {"lm_head.weight"}, report  # tied to the embedding
+    assert not report.unexpected_keys, report
+    return model.eval()
+
+
 class CpuEngine:
     def __init__(self, path, config):
         self.engine_config = config
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.model = load(path)
         self.active, self.ticks, self.dead = 0, 0, False
 
     def create_instance(self, *_, **__):
