@@ -136,6 +136,13 @@ def backward(
     return torch.stack([loss.detach(), replayed.detach(), read.detach()])
 
 
+def rationale_reader(config: FineTuningSettings, given: Inputs, network: Qwen3ForCausalLM) -> torch.nn.Linear | None:
+    """A linear layer from the states below the last layer to the K labels, drawn anew; None where nobody asked."""
+    if not config.rationale_weight:
+        return None
+    return torch.nn.Linear(network.config.hidden_size, len(given.settings.labels), device=network.device)
+
+
 def rationale_loss(logits: Tensor, marks: Tensor) -> Tensor:
     """Cross-entropy of the category that each marked token tells of, summed, nats; (B, T, K) and (B, T)."""
     return torch.nn.functional.cross_entropy(
@@ -307,9 +314,8 @@ def main(config: FineTuningSettings) -> dict[str, Any]:
     if config.adapter is not None:
         base_model.load_weights(model, config.adapter)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    reader = None
-    if config.rationale_weight:
-        reader = torch.nn.Linear(network.config.hidden_size, len(given.settings.labels), device=state.device)
+    reader = rationale_reader(config, given, network)
+    if reader is not None:
         trainable |= {f"{READER}.{name}": parameter for name, parameter in reader.named_parameters()}
     optimisers = optimisers_for(config, trainable)
     if resumed["step"]:

@@ -266,6 +266,7 @@ def seconds(config: FineTuningSettings, given: Inputs, dtype: torch.dtype, devic
     torch.manual_seed(config.seed)
     network = base_model.load_base(given.path, config.method, dtype, device)
     model = network if config.method == "full" else base_model.add_adapter(network, config.lora)
+    reader = finetune.rationale_reader(config, given, network)
     loading = time.monotonic() - started
     model.train()
     micro_batches = config.batch // config.micro_batch
@@ -274,7 +275,7 @@ def seconds(config: FineTuningSettings, given: Inputs, dtype: torch.dtype, devic
         if probe == 1:
             started = time.monotonic()
         step, micro = divmod(probe, micro_batches)
-        finetune.backward(network, config, given, step, micro)
+        finetune.backward(network, config, given, step, micro, reader)
         if probe:
             calls = given.order.calls(step)
             own = calls[micro * config.micro_batch : (micro + 1) * config.micro_batch]
