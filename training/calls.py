@@ -38,7 +38,6 @@ from training.records import TrainingData
 Split = Literal["train", "validation", "test"]
 Kind = Literal["plain", "contrast", "ordinal"]
 LETTERS = tuple(LABELS)
-HAND_WRITTEN = Path(__file__).parent / "natural" / "train.jsonl"
 
 
 Difficulty = Literal["standard", "hard"]
@@ -64,8 +63,6 @@ class CallSettings(runconfig.RunConfig):
     """Share of calls with recognition faults: no punctuation, homophones, fillers, spoken digits."""
     p_colloquial: float = Field(default=0.6, ge=0, le=1)
     """Share of calls with fillers, particles, words said twice and clauses the other way round."""
-    p_hand_written: float = Field(default=0, ge=0, le=1)
-    """Share of the matters of training calls that are told in words of natural/train.jsonl, not of the grammar."""
     p_unseen: float = Field(default=0.1, ge=0, le=1)
     """Share of validation and test calls in wordings that training never shows."""
     p_personal: float = Field(default=0.25, ge=0, le=1)
@@ -148,15 +145,6 @@ def _drawn(places: tuple[int, ...], letter: str, rng: random.Random) -> int:
 @cache
 def _sizes(places: tuple[int, ...], letter: str) -> list[int]:
     return list(accumulate(grammar.category(letter).wordings[at].alternatives for at in places))
-
-
-@cache
-def _hand_written(letter: str) -> tuple[str, ...]:
-    """What callers say in natural/train.jsonl of a category: of each call the longest turn."""
-    lines = HAND_WRITTEN.read_text(encoding="utf-8").splitlines()
-    calls = [call for call in map(json.loads, lines) if call["complaint_category"] == LABELS[letter]]
-    turns = [[turn.removeprefix("客户:") for turn in call["input_text"].splitlines()] for call in calls]
-    return tuple(max((turn for turn in of if not turn.startswith("客服:")), key=len) for of in turns)
 
 
 @cache
@@ -255,15 +243,8 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
         text = grammar.say(of.pattern, draw, domain)
         return heard(colloquial(text, rng) if loose else text)
 
-    own = random.Random(f"{settings.seed}:{index}:hand-written")  # so that all else is drawn as without
-
-    def by_hand(of: str) -> str | None:
-        if split != "train" or own.random() >= settings.p_hand_written:
-            return None
-        return heard(own.choice(_hand_written(of)))
-
     kind = _kind(letter, draw(), settings)
-    issue = by_hand(letter) or matter(wording)
+    issue = matter(wording)
     other = rng.choice([one for one in LETTERS if one not in {letter, "L"}])
     enquiry = "_l" if letter == "L" else ""
     greeting = said(f"greeting{enquiry}") if draw() < 0.7 else ""
@@ -287,7 +268,7 @@ def make_call(index: int, settings: CallSettings) -> tuple[TrainingData, Split]:
             turns.append(("客户", ",".join([*opening, issue])))
     else:
         places = _places(other, part, domain)
-        settled = by_hand(other) or matter(grammar.category(other).wordings[_drawn(places, other, rng)])
+        settled = matter(grammar.category(other).wordings[_drawn(places, other, rng)])
         if opening:
             turns.append(("客户", ",".join(opening)))
         if kind == "contrast":
@@ -417,7 +398,6 @@ class OutputSettings(runconfig.RunConfig):
     count: int = Field(default=400, ge=1)
     seed: int = 7
     difficulty: Difficulty = "standard"
-    p_hand_written: float = Field(default=0, ge=0, le=1)
     split: Split | None = None
     """Only this part; None takes the calls as they come."""
     splits: dict[Split, Annotated[int, Field(ge=1)]] | None = None
@@ -433,7 +413,7 @@ def main(arguments: Sequence[str]) -> int:
     except runconfig.ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    settings = CallSettings(seed=wanted.seed, difficulty=wanted.difficulty, p_hand_written=wanted.p_hand_written)
+    settings = CallSettings(seed=wanted.seed, difficulty=wanted.difficulty)
     if wanted.splits is not None:
         found = make_splits(settings, wanted.splits)
         for name, calls in found.items():

@@ -50,8 +50,6 @@ class TinySettings(runconfig.RunConfig):
     seed: int = Field(default=0, ge=0)
     """Of calls, weights and order."""
     difficulty: Difficulty = "hard"
-    p_hand_written: float = Field(default=0.15, ge=0, le=1)
-    """Share of the matters of training calls in hand-written words (natural/train.jsonl); the held calls have none."""
     train_calls: int = Field(default=25_000, ge=100)
     steps: int = Field(default=700, ge=1)
     processes: int = Field(default=2, ge=1, le=2)
@@ -63,7 +61,7 @@ class TinySettings(runconfig.RunConfig):
 
     @property
     def calls(self) -> CallSettings:
-        return CallSettings(seed=self.seed, difficulty=self.difficulty, p_hand_written=self.p_hand_written)
+        return CallSettings(seed=self.seed, difficulty=self.difficulty)
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,7 @@ def steps_of(config: TinySettings) -> list[Step]:
         *(f"run_dir={run}", f"replay.file={chat}", f"seed={config.seed}", f"steps={config.steps}"),
         f"evaluate_every={max(1, config.steps // 2)}",
     ]
-    drawn = [f"seed={config.seed}", f"difficulty={config.difficulty}", f"p_hand_written={config.p_hand_written}"]
-    drawn += [f"splits={json.dumps(splits)}"]
+    drawn = [f"seed={config.seed}", f"difficulty={config.difficulty}", f"splits={json.dumps(splits)}"]
     steps = [
         Step("calls", [python, "-m", "training.calls", f"out={calls}", *drawn], calls / "test.jsonl"),
         Step(

@@ -47,14 +47,7 @@ def main(config: tiny.TinySettings) -> int:
     for difficulty in DIFFICULTIES:
         for seed in SEEDS:
             out = config.out / f"{difficulty}-{seed}"
-            changes = {
-                "seed": seed,
-                "difficulty": difficulty,
-                "out": out,
-                "serve": False,
-                "publish": None,
-                "p_hand_written": 0,
-            }
+            changes = {"seed": seed, "difficulty": difficulty, "out": out, "serve": False, "publish": None}
             found = tiny.main(config.model_copy(update=changes))
             bars = missed(found, difficulty)
             worst = max(worst, len(bars))
