@@ -18,8 +18,9 @@ import pytest
 
 from model_server.cache import cache_dir
 
-sys.path.insert(0, str(Path(__file__).parent / "infra"))  # with import mode importlib tests are no package
-pytest_plugins = ["cluster_fixture"]
+for folder in ("infra", "telemetry"):  # with import mode importlib tests are no package
+    sys.path.insert(0, str(Path(__file__).parent / folder))
+pytest_plugins = ["cluster_fixture", "otlp_collector"]
 
 CACHE = cache_dir()
 
