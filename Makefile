@@ -73,7 +73,7 @@ $(CACHE)/venvs/%/.ready: requirements/%.txt | setup
 
 lock: setup  ## compile requirements/*.txt anew from pyproject.toml
 	@set -e; for name in default server training export lmdeploy policy; do \
-		extras="--extra $$name"; [ $$name = default ] && extras="--extra infra --extra server --extra benchmarks --extra dev"; \
+		extras="--extra $$name"; [ $$name = default ] && extras="--extra infra --extra server --extra benchmarks --extra monitoring --extra dev"; \
 		[ $$name = server ] && extras="$$extras -c requirements/default.txt"; : "the image holds what the tests ran with"; \
 		$(BIN)/uv pip compile -q pyproject.toml $$extras --universal --python-version 3.11 --generate-hashes \
 			--no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements/$$name.txt; done

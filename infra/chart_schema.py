@@ -133,9 +133,8 @@ def rules() -> dict[str, Any]:
     """The Prometheus rules with a place for each number that an environment may change, and what it is by default."""
     rows = alerts.load()
     places = {name: row.model_copy(update={"threshold": _Place.of(f"{name}.threshold")}) for name, row in rows.items()}
-    per_base = {name: round(1 / row.model_copy(update={"threshold": 1.0}).limit) for name, row in rows.items()}
     thresholds = {
-        name: {"default": row.threshold, "per_base": per_base[name], "unit": row.unit} for name, row in rows.items()
+        name: {"default": row.threshold, "per_base": row.per_base, "unit": row.unit} for name, row in rows.items()
     }
     return {"thresholds": thresholds, "rules": render.rules(places)}
 

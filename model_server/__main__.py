@@ -136,7 +136,9 @@ def run(read: Callable[[], DeploymentConfig], path: Path) -> int:
 
     async def serve() -> int:
         engine = engines.create(config, plan, files)
-        return await server.serve(config, engine, classifier=classifier, config_path=path, read_config=read)
+        return await server.serve(
+            config, engine, classifier=classifier, models=files.path, config_path=path, read_config=read
+        )
 
     return uvloop.run(serve())
 

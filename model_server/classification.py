@@ -95,6 +95,24 @@ class CallPreparation(runconfig.RunConfig):
     """Share of a call's start in what is left of a call that is too long; the rest is its end."""
 
 
+class ExpectedAnswers(runconfig.RunConfig):
+    """What the model answered on its test calls: an alert compares what it answers now (drift)."""
+
+    calls: int = Field(gt=0)
+    """How many test calls."""
+    confidence: float = Field(ge=0, le=1)
+    """Mean calibrated probability of the predicted category."""
+    categories: dict[str, float]
+    """Category to its share of the predictions, 0 to 1; together 1."""
+
+    @field_validator("categories")
+    @classmethod
+    def _shares(cls, shares: dict[str, float]) -> dict[str, float]:
+        if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-3:
+            raise ValueError(f"shares of the categories must not be negative and be 1 together, got {shares}")
+        return shares
+
+
 class ClassificationSettings(runconfig.RunConfig):
     """``classification.json``: how this model must be asked and how its answer is read."""
 
@@ -120,6 +138,8 @@ class ClassificationSettings(runconfig.RunConfig):
     """What was masked in training. The default is what files say that do not name it: they are older than names and
     addresses."""
     preparation: CallPreparation = CallPreparation()
+    expected: ExpectedAnswers | None = None
+    """None: never measured, so drift cannot be seen."""
 
     @field_validator("mask_kinds")
     @classmethod
@@ -136,6 +156,8 @@ class ClassificationSettings(runconfig.RunConfig):
             raise ValueError("label_ids must be distinct and not negative")
         if len(set(self.labels.values())) != len(self.labels):
             raise ValueError("two letters have the same category")
+        if self.expected is not None and set(self.expected.categories) != set(self.labels.values()):
+            raise ValueError("expected.categories must name each category of labels, and no other")
         if self.prompt_sha256 != prompt_sha256(self.prompt_prefix, self.prompt_suffix):
             raise ValueError("prompt_sha256 does not belong to prompt_prefix and prompt_suffix: one was edited")
         return self
@@ -180,6 +202,20 @@ def settings_for(
     )
     check_labels(settings, encode, "this tokeniser")
     return settings
+
+
+def expected_answers(probabilities: np.ndarray) -> ExpectedAnswers:
+    """What a model expects to answer, from its answers to test calls.
+
+    Args:
+        probabilities: Calibrated, (calls, categories), in the order of ``LABELS``.
+    """
+    chosen = np.bincount(probabilities.argmax(1), minlength=len(LABELS)) / len(probabilities)
+    return ExpectedAnswers(
+        calls=len(probabilities),
+        confidence=round(float(probabilities.max(1).mean()), 4),
+        categories={name: round(float(share), 4) for name, share in zip(LABELS.values(), chosen, strict=True)},
+    )
 
 
 def load_settings(model_dir: Path) -> ClassificationSettings | None:

@@ -7,6 +7,7 @@ announced is counted as ``other``, so that no client can make series.
 
 from __future__ import annotations
 
+import shutil
 import time
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +32,7 @@ from model_server.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 ENDPOINTS = ("inference", "classify", "chat_completions", "completions")
 REJECTED = ("queue_full", "kv_pool", "rate_limit", "draining", "unavailable")
@@ -128,6 +130,9 @@ class Metrics:
             "qwen3_generated_tokens_total", "Tokens that the engine produced.", registry=registry
         )
         self.queue_depth = Gauge("qwen3_queue_depth", "Requests waiting for a slot.", registry=registry)
+        self.queue_capacity = Gauge(
+            "qwen3_queue_capacity", "Requests that may wait; one more is turned away.", registry=registry
+        )
         self.running = Gauge("qwen3_running", "Requests that hold a slot of the engine.", registry=registry)
         self.rejected_total = _Counter(
             "qwen3_rejected_total", "Requests turned away before any work.", ("reason",), registry=registry
@@ -160,6 +165,18 @@ class Metrics:
             "Classifications under the model's threshold, marked needs_review.",
             registry=registry,
         )
+        self.expected_category_ratio = Gauge(
+            "qwen3_expected_category_ratio",
+            "Share of its test calls that the model put into the category, 0 to 1; none where it was not measured.",
+            ("category",),
+            registry=registry,
+        )
+        self.expected_confidence = Gauge(
+            "qwen3_expected_confidence",
+            "Mean confidence of the model on its test calls, 0 to 1; none where it was not measured.",
+            (),
+            registry=None,
+        )
         self.log_records_dropped_total = Counter(
             "qwen3_log_records_dropped_total", "Log records that could not be written.", registry=registry
         )
@@ -178,6 +195,17 @@ class Metrics:
     def expect_categories(self, categories: Iterable[str]) -> None:
         """Announce the categories of the loaded classifier; any other is counted as ``other``."""
         self.classifications_total.expect(category=tuple(categories))
+
+    def expect_answers(self, confidence: float, categories: Mapping[str, float]) -> None:
+        """Say what the loaded classifier answered on its test calls: mean confidence, and share of each category."""
+        for category, share in categories.items():
+            self.expected_category_ratio.labels(category=category).set(share)
+        self.expected_confidence.set(confidence)
+        self.registry.register(self.expected_confidence)
+
+    def watch_disks(self, directories: Mapping[str, Path]) -> None:
+        """Read at each scrape what is left on the file systems of these: ``models`` and ``logs``."""
+        self.registry.register(_DiskCollector(directories))
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
@@ -252,6 +280,30 @@ class _EngineCollector(Collector):
             except psutil.NoSuchProcess:
                 continue  # it died between health() and now; the engine's supervisor deals with that
         return resident, cpu
+
+
+class _DiskCollector(Collector):
+    """File systems, asked when Prometheus asks."""
+
+    def __init__(self, directories: Mapping[str, Path]) -> None:
+        self._directories = directories
+
+    def collect(self) -> Iterable[Metric]:
+        size = GaugeMetricFamily(
+            "qwen3_disk_size_bytes", "Size of the file system that holds the directory.", labels=("directory",)
+        )
+        free = GaugeMetricFamily(
+            "qwen3_disk_free_bytes", "What the server may still write there.", labels=("directory",)
+        )
+        for name, path in self._directories.items():
+            try:
+                usage = shutil.disk_usage(path)
+            except OSError:
+                continue  # gone for now, such as a mount: no value rather than a wrong one
+            size.add_metric((name,), usage.total)
+            free.add_metric((name,), usage.free)
+        yield size
+        yield free
 
 
 def memory_limit(configured_bytes: int | None) -> int:

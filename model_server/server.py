@@ -95,6 +95,7 @@ async def serve(
     engine: Engine,
     *,
     classifier: Callable[[], ClassificationSettings | None] = lambda: None,
+    models: Path | None = None,
     config_path: Path | None = None,
     read_config: Callable[[], DeploymentConfig] | None = None,
 ) -> int:
@@ -102,6 +103,7 @@ async def serve(
 
     Args:
         classifier: Reads how the model classifies, while it loads; None: it does not.
+        models: Where the weights lie, whose file system is watched; None: not on this machine.
         config_path: Watched for hot reload.
         read_config: Reads it; None: only the key file is reloaded.
 
@@ -133,6 +135,8 @@ async def serve(
         ratio=serving.trace_sample_ratio,
         max_per_s=serving.trace_max_per_s,
     )
+    directories = {"models": models, "logs": serving.log_dir}
+    metrics.watch_disks({name: path for name, path in directories.items() if path is not None})
     on_drop = metrics.log_records_dropped_total.inc
     logs.configure(serving.log_level, serving.log_dir, on_drop=on_drop, handlers=handlers)
     requests = None if serving.log_dir is None else _request_lines(serving.log_dir, on_drop)

@@ -119,8 +119,11 @@ class Service:
         metrics.watch_engine(engine)
         metrics.queue_depth.set_function(lambda: self.admission.waiting + self._batches.waiting)
         metrics.running.set_function(lambda: self.admission.running + self._batches.running)
+        metrics.queue_capacity.set(serving.max_queue)
         if classifier is not None:
             metrics.expect_categories(classifier.labels.values())
+            if classifier.expected is not None:
+                metrics.expect_answers(classifier.expected.confidence, classifier.expected.categories)
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -262,6 +265,8 @@ class Service:
                             metrics.time_to_first_token_seconds.observe(record.first_token_s)
                         for chunk in group:
                             record.tokens += chunk.tokens
+                            # As they come: a long answer is no stall.
+                            metrics.generated_tokens_total.inc(chunk.tokens)
                             record.response_length += len(chunk.text)
                             if chunk.prompt_tokens is not None:
                                 prompt_tokens = chunk.prompt_tokens
@@ -282,7 +287,6 @@ class Service:
                         tracing.record("decode", record.span, first, last, tokens=record.tokens, pid=pid)
                         record.stage = None
                 metrics.prompt_tokens_total.inc(prompt_tokens if record.tokens or ended else 0)
-                metrics.generated_tokens_total.inc(record.tokens)
                 if record.tokens > 1:
                     metrics.time_per_output_token_seconds.observe((last_at - first_at) / (record.tokens - 1))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import signal
 import subprocess
@@ -29,7 +28,7 @@ Start, in this order, and end together:
 
   1. our model server, as the environment describes it (not with ollama=: that one runs already)
   2. python -m monitoring.files: the machine's minutes; with ollama= the recording proxy too
-  3. python -m monitoring.dashboard: the page, where this installation has it
+  3. python -m monitoring.dashboard: the page
 
 keys:
   environment=environments/local.yml   what the server serves
@@ -88,16 +87,15 @@ def _commands(asked: _Asked, config: DeploymentConfig | None) -> dict[str, list[
     logs = f"logs={asked.logs}"
     if config is None:
         beside, server = f"ollama={asked.ollama}", {}
+        page = [logs, beside]
         monitor = [beside, f"listen={asked.listen}", f"wait={str(asked.wait).lower()}"]
     else:
         port = config.serving.port or Serving().port
         beside = f"server=http://127.0.0.1:{port}"
         server = {"model_server": [str(asked.environment), f"serving.port={port}", f"serving.log_dir={asked.logs}"]}
         monitor = [beside, "wait=true"]
-    commands = server | {"monitoring.files": [logs, *monitor]}
-    if importlib.util.find_spec("monitoring.dashboard") is not None:
-        commands["monitoring.dashboard"] = [logs, beside]
-    return commands
+        page = [logs, beside, f"environment={asked.environment}"]
+    return server | {"monitoring.files": [logs, *monitor], "monitoring.dashboard": page}
 
 
 def run(commands: dict[str, list[str]], stop_s: float) -> tuple[int, str | None]:

@@ -18,8 +18,8 @@ import pytest
 
 from model_server.cache import cache_dir
 
-for folder in ("infra", "telemetry"):  # with import mode importlib tests are no package
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+for shared in ("infra", "monitoring", "telemetry"):  # with import mode importlib tests are no package
+    sys.path.insert(0, str(Path(__file__).parent / shared))
 pytest_plugins = ["cluster_fixture", "otlp_collector"]
 
 CACHE = cache_dir()

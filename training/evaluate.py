@@ -248,7 +248,13 @@ def main(config: EvaluationSettings) -> dict[str, Any]:
 
     calibration = calibrate(parts["validation"], config.accepted_accuracy)
     settings = settings.model_copy(
-        update={"temperature": calibration.temperature, "review_threshold": calibration.review_threshold}
+        update={
+            "temperature": calibration.temperature,
+            "review_threshold": calibration.review_threshold,
+            "expected": classification.expected_answers(
+                softmax(parts["test"].logprobs / calibration.temperature, axis=1)
+            ),
+        }
     )
     bootstrap = {"resamples": config.resamples, "seed": config.seed}
     train = prepared.load(data, "train")

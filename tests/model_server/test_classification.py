@@ -4,6 +4,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from model_server import classification as c
 from model_server.errors import ModelLoadError
+from runconfig import ConfigError, validate
 
 
 def encode(text):
@@ -405,3 +407,31 @@ def test_a_generated_letter_is_an_answer_that_a_person_should_see(settings, answ
 def test_a_generated_answer_without_a_letter_is_an_error(settings, answer):
     with pytest.raises(ValueError, match="the model answered"):
         c.decide_from_text(answer, settings)
+
+
+def test_what_is_expected_is_read_from_the_answers_to_test_calls():
+    probabilities = np.full((4, 12), 0.02)
+    probabilities[[0, 1, 2], 0] = 0.78
+    probabilities[3, 11] = 0.58
+    expected = c.expected_answers(probabilities)
+
+    assert (expected.calls, expected.confidence) == (4, 0.73)
+    assert expected.categories["收费争议"] == 0.75
+    assert expected.categories["非投诉(咨询办理)"] == 0.25
+    assert sum(expected.categories.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"收费争议": 0.5}, "be 1 together"),
+        ({"收费争议": 1.2, "营销误导": -0.2}, "must not be negative"),
+        ({"账单": 1.0}, "must name each category"),
+    ],
+)
+def test_expected_answers_that_cannot_be_are_refused(settings, change, message):
+    shares = dict.fromkeys(c.LABELS.values() if "账单" not in change else (), 0.0) | change
+    raw = settings.model_dump() | {"expected": {"calls": 5, "confidence": 0.9, "categories": shares}}
+
+    with pytest.raises(ConfigError, match=message):
+        validate(c.ClassificationSettings, raw, c.FILE_NAME)

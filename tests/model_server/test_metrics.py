@@ -193,3 +193,26 @@ def test_promtool_finds_nothing_to_improve_in_the_exposition():
     done = subprocess.run(["promtool", "check", "metrics"], input=metrics.render()[0], capture_output=True, check=False)
 
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_what_the_model_is_expected_to_answer_is_there_when_it_was_measured_and_only_then():
+    metrics = Metrics()
+    assert not {name for name, _ in scrape(metrics) if "expected" in name}
+
+    metrics.expect_answers(0.9, {"退费": 0.25, "物流": 0.75})
+    assert value(metrics, "qwen3_expected_confidence") == 0.9
+    assert value(metrics, "qwen3_expected_category_ratio", category="物流") == 0.75
+
+
+def test_disks_are_those_of_the_directories_and_one_that_is_gone_has_no_value(tmp_path):
+    """Expected figures come from df."""
+    metrics = Metrics()
+    metrics.watch_disks({"models": tmp_path, "logs": tmp_path / "gone"})
+
+    df = subprocess.run(
+        ["df", "-B1", "--output=size,avail", tmp_path], capture_output=True, text=True, check=True
+    ).stdout
+    size, free = map(int, df.splitlines()[1].split())
+    assert value(metrics, "qwen3_disk_size_bytes", directory="models") == size
+    assert value(metrics, "qwen3_disk_free_bytes", directory="models") == pytest.approx(free, rel=0.05)
+    assert not [labels for _, labels in scrape(metrics) if ("directory", "logs") in labels]

@@ -205,7 +205,7 @@ def test_a_server_that_systemd_starts_again_and_again_calls_somebody(site):
         "host": server.name,
     }
     assert alert["annotations"]["summary"] == "The server or its engine keeps restarting"
-    assert alert["annotations"]["runbook_url"].endswith("#pod_restart")
+    assert alert["annotations"]["runbook_url"].endswith("/pod_restart.md")
     mail = monitor.run("journalctl", "--no-pager", "-o", "cat", "-u", "mail")
     assert "To: oncall@example.org" in mail
     assert "pod_restart" in mail

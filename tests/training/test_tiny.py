@@ -104,6 +104,13 @@ async def test_served_it_scores_like_the_float_model_and_beats_the_keywords(test
     assert difference < 0.2
     assert macro_f1(truth, keywords) <= 0.68
     assert macro_f1(truth, chosen) >= 0.93
+    # What drift is measured against: these very answers.
+    decisions = [classification.decide(row, settings) for row in served]
+    assert settings.expected.calls == len(truth)
+    assert settings.expected.confidence == pytest.approx(np.mean([one["confidence"] for one in decisions]), abs=0.005)
+    assert {name: round(share * len(truth)) for name, share in settings.expected.categories.items()} == pytest.approx(
+        {name: chosen.count(name) for name in settings.expected.categories}, abs=5
+    )
 
 
 async def test_it_knows_natural_calls_that_its_training_never_showed(capsys):
