@@ -27,7 +27,6 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
-    Tracer,
     format_span_id,
     format_trace_id,
     get_current_span,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry._logs import Logger
-    from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 
 Attribute = str | float | None
 
@@ -51,10 +49,12 @@ _NO_CONTEXT = Context()
 
 SCOPE = "model_server"
 _UNSET = Status(StatusCode.UNSET)
+_SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 
 
 class _Pipeline(NamedTuple):
-    tracer: Tracer
+    is_recorded: Callable[[int], bool]
+    """Of a trace that begins here, by its id."""
     finish: Callable[..., None]
     """Sends a finished span; takes what the SDK's ReadableSpan takes."""
 
@@ -96,27 +96,23 @@ def configure(
     from opentelemetry.sdk._logs import LoggerProvider
     from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ParentBased
 
     from model_server.span_export import SpanExporter
 
     base = endpoint.rstrip("/")
     resource = Resource.create({"service.name": service_name, "service.version": service_version})
-    sampler = ParentBased(root=_root_sampler(ratio, max_per_s))
-    spans = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
     batches = BatchSpanProcessor(SpanExporter(f"{base}/v1/traces", timeout_s, resource, SCOPE))
-    spans.add_span_processor(batches)
     lines = LoggerProvider(resource=resource, shutdown_on_exit=False)
     lines.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{base}/v1/logs", timeout=timeout_s)))
-    _stop[:] = [spans.shutdown, lines.shutdown]
+    _stop[:] = [batches.shutdown, lines.shutdown]
 
-    def finish(*args: Any, **named: Any) -> None:
+    def finish(name: str, context: SpanContext, parent: SpanContext | None, **named: Any) -> None:
         # Without a resource each would detect one of its own, in a thread: 1 ms.
-        batches.on_end(ReadableSpan(*args, resource=resource, **named))
+        batches.on_end(ReadableSpan(name, context, parent, resource, **named))
 
-    _pipeline = _Pipeline(spans.get_tracer(SCOPE), finish)
+    _pipeline = _Pipeline(_root_sampler(ratio, max_per_s), finish)
     return [_OtlpLogs(lines.get_logger(SCOPE))]
 
 
@@ -174,13 +170,20 @@ def start(name: str, parent: Span | None = None, **attributes: Attribute) -> Spa
     """
     if _pipeline is None:
         return INVALID_SPAN if parent is None else parent
-    entered = parent is None or parent.get_span_context().is_remote
-    return _pipeline.tracer.start_span(
-        name,
-        _NO_CONTEXT if parent is None else set_span_in_context(parent, _NO_CONTEXT),
-        kind=SpanKind.SERVER if entered else SpanKind.INTERNAL,
-        attributes={key: value for key, value in attributes.items() if value is not None},
+    above = None if parent is None else parent.get_span_context()
+    trace_id = getrandbits(128) or 1 if above is None else above.trace_id
+    recorded = _pipeline.is_recorded(trace_id) if above is None else above.trace_flags.sampled
+    context = SpanContext(
+        trace_id,
+        getrandbits(64) or 1,
+        is_remote=False,
+        trace_flags=_SAMPLED if recorded else _NOT_SAMPLED,
+        trace_state=None if above is None else above.trace_state,
     )
+    if not recorded:
+        return NonRecordingSpan(context)
+    known: dict[str, Attribute] = {key: value for key, value in attributes.items() if value is not None}
+    return _Recording(name, context, above, known, _pipeline.finish)
 
 
 def describe(span: Span, attributes: Mapping[str, Attribute]) -> None:
@@ -205,7 +208,6 @@ def record(
         attributes["error.type"] = error
     context = parent.get_span_context()
     zero_ns = time.time_ns() - int(time.monotonic() * 1e9)
-    # Not by the tracer, which takes ten times as long (span_export).
     _pipeline.finish(
         name,
         SpanContext(context.trace_id, getrandbits(64) or 1, is_remote=False, trace_flags=context.trace_flags),
@@ -223,34 +225,74 @@ def fail(span: Span, code: str) -> None:
     span.set_status(Status(StatusCode.ERROR, code))
 
 
-def _root_sampler(ratio: float, max_per_s: float) -> Sampler:
-    """``ratio`` of the ids, and no more than ``max_per_s`` of them, counted by a bucket that holds one second's."""
-    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, TraceIdRatioBased
+def _root_sampler(ratio: float, max_per_s: float) -> Callable[[int], bool]:
+    """Whether a trace that begins here, with this id, is recorded: ``ratio`` of the ids, and no more than ``max_per_s``
+    of them, counted by a bucket that holds one second's.
+    """
+    from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
     by_id = TraceIdRatioBased(ratio)
-    if max_per_s == math.inf:
-        return by_id
+    most = max(1.0, max_per_s)
+    left, at = most, time.monotonic()
 
-    class AtMost(Sampler):
-        def __init__(self) -> None:
-            self._left, self._at = max(1.0, max_per_s), time.monotonic()
+    def is_recorded(trace_id: int) -> bool:
+        nonlocal left, at
+        if by_id.should_sample(None, trace_id, REQUEST).decision is Decision.DROP:
+            return False
+        now = time.monotonic()
+        left, at = min(most, left + (now - at) * max_per_s), now
+        if left < 1:
+            return False
+        left -= 1
+        return True
 
-        def should_sample(self, *args: Any, **named: Any) -> SamplingResult:
-            wanted = by_id.should_sample(*args, **named)
-            if wanted.decision is Decision.DROP:
-                return wanted
-            now = time.monotonic()
-            self._left = min(max(1.0, max_per_s), self._left + (now - self._at) * max_per_s)
-            self._at = now
-            if self._left < 1:
-                return ALWAYS_OFF.should_sample(*args, **named)
-            self._left -= 1
-            return wanted
+    return is_recorded
 
-        def get_description(self) -> str:
-            return f"{by_id.get_description()}, at most {max_per_s:g} a second"
 
-    return AtMost()
+class _Recording(NonRecordingSpan):
+    """A span under way. The SDK's own takes ten times as long to make and to end (span_export)."""
+
+    def __init__(
+        self,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        attributes: dict[str, Attribute],
+        finish: Callable[..., None],
+    ) -> None:
+        super().__init__(context)
+        self._name, self._parent, self._attributes = name, parent, attributes
+        self._finish: Callable[..., None] | None = finish
+        self._began_ns = time.time_ns()
+        self._status = _UNSET
+
+    def is_recording(self) -> bool:
+        return self._finish is not None
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self._attributes.update(attributes)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self._attributes[key] = value
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        self._status = status if isinstance(status, Status) else Status(status, description)
+
+    def end(self, end_time: int | None = None) -> None:
+        if self._finish is None:
+            return
+        finish, self._finish = self._finish, None
+        entered = self._parent is None or self._parent.is_remote
+        finish(
+            self._name,
+            self.get_span_context(),
+            self._parent,
+            attributes=self._attributes,
+            status=self._status,
+            kind=SpanKind.SERVER if entered else SpanKind.INTERNAL,
+            start_time=self._began_ns,
+            end_time=end_time or time.time_ns(),
+        )
 
 
 class _OtlpLogs(logging.Handler):

@@ -42,6 +42,7 @@ CLUSTERS = [
     {"weights": "image", "autoscaling": "cpu", "monitoring_namespace": "prometheus"},
     {"env": {"MODEL_SERVER_SERVING__LOG_LEVEL": "DEBUG", "MODEL_SERVER_SERVING__MAX_QUEUE": "3"}},
     {"weights_claim": "other", "prometheus_operator": True, "capacity": {"cpu_cores": 99, "memory_gb": 99}},
+    {"grafana_dashboards": True},
     {"weights_claim_gb": 2.5, "weights_storage_class": "fast.ssd", "weights_access": "ReadWriteOnce"},
     {"deletion_cost": False, "weights_claim_gb": 10},
 ]
@@ -332,6 +333,7 @@ def environments(draw):
             "autoscaling": draw(st.sampled_from(["requests", "cpu"])),
             "monitoring_namespace": draw(st.sampled_from(["monitoring", "true", "8"])),
             "prometheus_operator": draw(st.booleans()),
+            "grafana_dashboards": draw(st.booleans()),
             "env": draw(
                 st.dictionaries(st.sampled_from([f"MODEL_SERVER_X__{x}" for x in "ABab"]), names | st.just(""))
             ),
@@ -392,6 +394,7 @@ OTHER = {
     "serving.host": "::",
     "serving.api_keys_file": "/keys/api_keys",
     "serving.otlp_endpoint": "http://x",
+    "serving.trace_sample_ratio": 0.5,
     "serving.engine_url": "http://x",
     "serving.log_level": "DEBUG",
     "serving.drain_s": 99,
