@@ -229,7 +229,7 @@ def latency_objectives() -> Dashboard:
         f"{objective}: {title}": Panel(
             title=f"{title} burn rate",
             description=(
-                f"How many times as fast as allowed the 30 days' budget of {objective.removesuffix('_budget')} burns, over "
+                f"How many times as fast as allowed the 30 days' {objective.replace('_', ' ')} burns, over "
                 "the windows of the alerts; at 1 it lasts exactly 30 days."
             ),
             unit="suffix: x budget",
@@ -382,8 +382,8 @@ def tokens() -> Dashboard:
                     unit="percentunit",
                     least=None,
                     queries={
-                        "{{category}}": "sum by (category) (increase(qwen3_classifications_total{@}[1h])) / on () group_left () "
-                        "sum(increase(qwen3_classifications_total{@}[1h])) "
+                        "{{category}}": "sum by (category) (increase(qwen3_classifications_total{@}[1h])) "
+                        "/ on () group_left () sum(increase(qwen3_classifications_total{@}[1h])) "
                         "- on (category) avg by (category) (qwen3_expected_category_ratio{@})"
                     },
                 ),
@@ -644,9 +644,9 @@ def rollouts() -> Dashboard:
             "Traffic": (
                 Panel(
                     title="Instances",
-                    description="Instances that are up, by track and version.",
+                    description="Instances that have loaded a model, by track and version.",
                     unit="none",
-                    queries={legend: of_version("qwen3_engine_up{@}")},
+                    queries={legend: "count by (track, version) (qwen3_model_info{@})"},
                 ),
                 Panel(
                     title="Requests",
