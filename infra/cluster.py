@@ -52,8 +52,8 @@ class ClusterSettings(RunConfig):
     prometheus_operator: bool = False
     """Make a ServiceMonitor and a PrometheusRule; the operator's resource types have to be there."""
     grafana_dashboards: bool = False
-    """Make a ConfigMap of Grafana's dashboards; its label grafana_dashboard is what the sidecar of Grafana's chart looks
-    for."""
+    """Make a ConfigMap of Grafana's dashboards, with the label grafana_dashboard that the sidecar of Grafana's chart
+    looks for."""
     capacity: Capacity | None = None
     """null: not checked."""
     env: dict[str, str] = Field(default_factory=dict)

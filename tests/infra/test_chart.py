@@ -125,7 +125,7 @@ def of_chart(values, *words):
         assert labels.pop("helm.sh/chart").startswith("qwen3-inference-")
         if each["kind"] == "PersistentVolumeClaim":
             assert each["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-        if each["kind"] == "ConfigMap":
+        if each["kind"] == "ConfigMap" and "grafana_dashboard" not in labels:
             hook = each["metadata"].pop("annotations")
             assert hook == {
                 "helm.sh/hook": "pre-install,pre-upgrade,pre-rollback",
