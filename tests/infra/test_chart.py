@@ -144,7 +144,8 @@ def _checksum_of(found):
 
 
 def _comparable(found, own_checksum):
-    (config_map,) = (each for each in found if each["kind"] == "ConfigMap")
+    maps = [each for each in found if each["kind"] == "ConfigMap"]
+    (config_map,) = (each for each in maps if "grafana_dashboard" not in each["metadata"]["labels"])
     environment = DeploymentConfig.model_validate(yaml.safe_load(config_map["data"]["environment.yml"]))
     assert set(config_map["data"]) == {"environment.yml"}
     config_map["data"] = environment.model_dump()
