@@ -49,7 +49,7 @@ from benchmarks.calls import Call, calls_of, order_of_calls
 from benchmarks.config import Scenario
 from benchmarks.dialects import APIS, AnswerError, CountTokens, describe_failure, read_body, read_stream, request_body
 from benchmarks.plan import Plan, Run
-from benchmarks.records import Record
+from benchmarks.records import Record, traceparent
 from benchmarks import stamps
 from benchmarks.alarm import Alarm
 from benchmarks.arrivals import Arrivals, Schedule, fitted, schedule
@@ -210,6 +210,8 @@ class Caller(FastHttpUser):  # type: ignore[misc]
         if due.max_tokens or due.characters:
             fit = replace(call, text=fitted(call.text, due.characters)) if due.characters else call
             body = request_body(load.scenario, fit, load.run.model, due.max_tokens or None)
+        if load.scenario.trace:
+            record.trace_id = os.urandom(16).hex()
         load.started += 1
         load.busy += 1
         try:
@@ -252,8 +254,9 @@ class Caller(FastHttpUser):  # type: ignore[misc]
     def _exchange(self, body: bytes, record: Record) -> None:
         """One request and its answer, wherever it is redirected to on this server."""
         path = self.path
+        trace = b"" if record.trace_id is None else b"traceparent: %s\r\n" % traceparent(record.trace_id).encode()
         for _ in range(1 + MAX_REDIRECTS):
-            head = b"POST %s HTTP/1.1\r\n%sContent-Length: %d\r\n\r\n" % (path, self.load.head, len(body))
+            head = b"POST %s HTTP/1.1\r\n%s%sContent-Length: %d\r\n\r\n" % (path, self.load.head, trace, len(body))
             location = self._attempt(head + body, record)
             if location is None:
                 return

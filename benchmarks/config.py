@@ -171,6 +171,14 @@ class Scenario(RunConfig):
     """Write the answers down, which is needed to say how far they differ. They may hold personal data."""
     api_key_env: str | None = None
     """Environment variable that holds the API key; the key itself is never written down."""
+    trace: bool = False
+    """Send a W3C traceparent with each request, which asks everyone on its way to record it; the report tells the trace
+    of the slowest requests."""
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """OTLP/HTTP collector, for example http://localhost:4318: after the last run the generator's own spans go there,
+    made from the records. With ``trace`` only."""
+    trace_url: Annotated[str, Field(pattern=r"^https?://[^\s]*\{trace_id\}")] | None = None
+    """Where a trace can be seen, for example http://localhost:16686/trace/{trace_id}: the report links there."""
     users: Annotated[int, Field(gt=0)] | None = None
     """Closed loop: so many users, each sending its next request when the last one ended."""
     rate_per_s: Annotated[float, Field(gt=0)] | None = None
@@ -231,6 +239,13 @@ class Scenario(RunConfig):
         )
         if (self.calls is None) == (not self.texts):
             raise ValueError("set exactly one of calls (a JSONL file) and texts (a list of prompts)")
+        return self
+
+    @model_validator(mode="after")
+    def _traces_are_asked_for(self) -> Scenario:
+        for name in ("otlp_endpoint", "trace_url"):
+            if getattr(self, name) is not None and not self.trace:
+                raise ValueError(f"{name} is set, but no request has a trace: set trace=true, or {name}=null")
         return self
 
     @model_validator(mode="after")

@@ -83,12 +83,24 @@ class Record:
     output_characters: int | None = None
     output_text: str | None = None
     """Kept only with ``keep_texts``."""
+    trace_id: str | None = None
+    """32 hex digits, with ``trace``: the last 16 of them are the id of the generator's own span."""
     event_times_s: list[float] = field(default_factory=list)
     """When each event with text arrived."""
 
     def to_json(self) -> builtins.bytes:
         """One line of the journal, without its end."""
         return _encoder.encode(self)
+
+
+def traceparent(trace_id: str) -> str:
+    """The header of a request that is to be recorded by all, https://www.w3.org/TR/trace-context/."""
+    return f"00-{trace_id}-{span_id(trace_id)}-01"
+
+
+def span_id(trace_id: str) -> str:
+    """Of the generator's own span in that trace, 16 hex digits."""
+    return trace_id[16:]
 
 
 _encoder = msgspec.json.Encoder()

@@ -113,7 +113,7 @@ def write_report(folder: Path, lang: Language) -> Path:
     content = _Content(manifest, summary, lang, folder)
     parquet = folder / "requests.parquet"
     if samples is not None and parquet.exists():
-        content = _Content(manifest, summary, lang, folder, load(folder, ["call"]), samples)
+        content = _Content(manifest, summary, lang, folder, load(folder, ["call", "trace_id"]), samples)
         measured = content.measured
         assert measured is not None
         runs = {arm: measured.loc[measured["arm"] == arm, "run"].unique().tolist() for arm in content.names}
@@ -135,7 +135,7 @@ def render(content: _Content) -> str:
         _candidates(content),
         _cells(summary, lang),
         _confusion((summary.get("quality") or {}).get("confusion"), lang),
-        _slowest(content.measured, lang, sides=content.compared),
+        _slowest(content.measured, lang, sides=content.compared, trace_url=manifest["scenario"].get("trace_url")),
         _settings(manifest, lang) if content.compared else "",
         _machine(manifest, lang),
     ]
@@ -379,7 +379,8 @@ def _confusion(confusion: Mapping[str, Any] | None, lang: Language) -> str:
     return _card(say("confusion", lang), f'{note}<div class="scroll">{table}</div>')
 
 
-def _slowest(measured: pd.DataFrame | None, lang: Language, *, sides: bool) -> str:
+def _slowest(measured: pd.DataFrame | None, lang: Language, *, sides: bool, trace_url: str | None) -> str:
+    """The requests that took longest, each with its trace where it has one."""
     if measured is None:
         return ""
     rows = measured[measured["ok"]].nlargest(8, "latency_scheduled_s")
@@ -391,12 +392,23 @@ def _slowest(measured: pd.DataFrame | None, lang: Language, *, sides: bool) -> s
             html.escape(str(row["call"])),
             f"{row['scheduled_s']:.2f}",
             f"{row['latency_scheduled_s'] * 1000:,.1f}",
+            _trace(row["trace_id"], trace_url),
         )
         for _, row in rows.iterrows()
     ]
-    heads = [say(name, lang) for name in ("side", "call", "at", "latency_ms")]
-    first = 0 if sides else 1
-    return _card(say("slowest", lang), _table(heads[first:], [row[first:] for row in cells]))
+    heads = [say(name, lang) for name in ("side", "call", "at", "latency_ms", "trace")]
+    shown = slice(0 if sides else 1, len(heads) if rows["trace_id"].notna().any() else -1)
+    return _card(say("slowest", lang), _table(heads[shown], [row[shown] for row in cells]))
+
+
+def _trace(trace_id: object, trace_url: str | None) -> str:
+    if not isinstance(trace_id, str):
+        return "-"
+    text = f"<code>{html.escape(trace_id)}</code>"
+    if trace_url is None:
+        return text
+    address = html.escape(trace_url.replace("{trace_id}", quote(trace_id)))
+    return f'<a href="{address}" rel="noreferrer">{text}</a>'
 
 
 def _settings(manifest: Mapping[str, Any], lang: Language) -> str:

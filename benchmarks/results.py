@@ -76,6 +76,8 @@ MANIFEST_OF_RUNS: dict[str, Any] = {
     **dict.fromkeys(("runs", "broken_off_runs", "resumed_at"), list),
     "created_unix": float,
 }
+_ADDED = frozenset({"trace_id"})
+"""Columns that results of earlier programs lack, where nothing was known of them."""
 _NEEDED = (
     *("run", "arm", "phase", "error", "scheduled_s", "sent_s", "end_s", "first_token_s", "last_token_s"),
     *("output_tokens", "tokens_first_event", "events"),
@@ -176,9 +178,13 @@ def load(folder: Path, columns: Collection[str] | None = None, *, event_times: b
     try:
         with pq.ParquetFile(path) as file:
             _check_schema(path, file.schema_arrow)
-            table = file.read(columns=names)
+            present = set(file.schema_arrow.names)
+            table = file.read(columns=[name for name in names if name in present])
     except (OSError, pa.ArrowException) as error:
         raise ResultsError(f"cannot read {path}: {error}") from error
+    for name in names:
+        if name not in present:
+            table = table.append_column(PARQUET.field(name), pa.nulls(len(table), PARQUET.field(name).type))
     check(path, table)
     gaps = table[GAPS.name].combine_chunks() if event_times else None
     found = derive(to_frame(table.drop_columns([GAPS.name]) if event_times else table))
@@ -356,6 +362,8 @@ def _event_times(gaps: pa.ListArray, sent_s: np.ndarray[Any, np.dtype[np.float64
 def _check_schema(path: Path, schema: pa.Schema) -> None:
     for field in PARQUET:
         at = schema.get_field_index(field.name)
+        if at < 0 and field.name in _ADDED:
+            continue
         if at < 0:
             raise ResultsError(f"{path}: the column {field.name} is missing")
         if schema.field(at).type != field.type:

@@ -248,6 +248,10 @@ class Session:
             InvalidRunError: The disk is full.
             InterruptedRunError: It was ``stopped``; what was measured is kept.
         """
+        if self.scenario.otlp_endpoint is not None:
+            from benchmarks.client_spans import send_spans  # the SDK takes 0.3 s to import
+
+            summary["spans_sent"] = send_spans(self.records(), self.scenario)
         summary["name"] = self.scenario.name
         summary |= {"folder": str(self.folder), "report": str(self.folder / "report.html")}
         self.keep(summary)

@@ -611,6 +611,7 @@ TEXTS: dict[str, dict[Language, str]] = {
     "call": {"en": "call", "zh": "通话"},
     "at": {"en": "at, s", "zh": "时刻，秒"},
     "latency_ms": {"en": "latency, ms", "zh": "延迟，毫秒"},
+    "trace": {"en": "trace", "zh": "链路"},
     "settings": {"en": "What differs between A and B", "zh": "A 与 B 的不同设置"},
     "setting": {"en": "setting", "zh": "设置"},
     "settings_none": {"en": "No differing setting is known.", "zh": "没有已知的不同设置。"},

@@ -3,7 +3,8 @@
     python -m infra.chart_schema
 
 ``values.yaml`` has the defaults and their documentation, ``values.schema.json`` what each key may be,
-``files/hot.json`` the keys whose change leaves the pods, ``files/rules.json`` the alerts with places for thresholds.
+``files/hot.json`` the keys whose change leaves the pods, ``files/rules.json`` the alerts with places for thresholds,
+``files/dashboards`` Grafana's dashboards.
 The chart's values are an environment file, with ``cluster`` and the keys beside it.
 """
 
@@ -21,7 +22,7 @@ from pydantic import BaseModel, Field
 from infra.cluster import ClusterSettings, Name
 from model_server import deployment
 from model_server.deployment import DeploymentConfig
-from monitoring import alerts, render
+from monitoring import alerts, dashboards, render
 
 CHART = Path(__file__).with_name("chart")
 
@@ -146,6 +147,7 @@ def files() -> dict[str, str]:
         "values.schema.json": _json(schema()),
         "files/hot.json": _json(hot()),
         "files/rules.json": _json(rules()),
+        **{f"files/dashboards/{name}": text for name, text in dashboards.files().items()},
     }
 
 
@@ -159,6 +161,7 @@ def main() -> int:
         return 0
     written = files()
     for name, text in written.items():
+        (CHART / name).parent.mkdir(exist_ok=True)
         (CHART / name).write_text(text, encoding="utf-8")
     print(json.dumps({"written": [f"infra/chart/{name}" for name in written]}))
     return 0

@@ -51,6 +51,9 @@ class ClusterSettings(RunConfig):
     """From where the metrics port may be reached."""
     prometheus_operator: bool = False
     """Make a ServiceMonitor and a PrometheusRule; the operator's resource types have to be there."""
+    grafana_dashboards: bool = False
+    """Make a ConfigMap of Grafana's dashboards, with the label grafana_dashboard that the sidecar of Grafana's chart
+    looks for."""
     capacity: Capacity | None = None
     """null: not checked."""
     env: dict[str, str] = Field(default_factory=dict)

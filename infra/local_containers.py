@@ -157,10 +157,11 @@ def server_files(config: DeploymentConfig) -> Mapping[str, str]:
 def prometheus_files(config: DeploymentConfig) -> Mapping[str, str]:
     serving = config.serving
     port = serving.port if serving.metrics_port is None else serving.metrics_port
+    target = {"targets": [f"{NAME}:{port}"], "labels": {"environment": "local"}}
     scrape = {
         "global": {"scrape_interval": "15s", "evaluation_interval": "15s"},
         "rule_files": ["rules.yml"],
-        "scrape_configs": [{"job_name": NAME, "static_configs": [{"targets": [f"{NAME}:{port}"]}]}],
+        "scrape_configs": [{"job_name": NAME, "static_configs": [target]}],
     }
     return {
         "prometheus.yml": yaml.safe_dump(scrape, sort_keys=False),

@@ -21,7 +21,7 @@ from model_server import deployment
 from model_server.deletion_cost import SIGNAL
 from model_server.deployment import DeploymentConfig, Probe, container_resources, disk_limit, hpa_target, timings
 from model_server.errors import ConfigurationError, ResourceInsufficientError
-from monitoring import alerts, render
+from monitoring import alerts, dashboards, render
 
 NAME = "qwen3-inference"
 CONTAINER = "qwen3-server"
@@ -96,6 +96,8 @@ def manifests(config: DeploymentConfig, cluster: ClusterSettings, image: str) ->
     ]
     if cluster.prometheus_operator:
         found += [_service_monitor(cluster), _prometheus_rule(config, cluster)]
+    if cluster.grafana_dashboards:
+        found.append(_dashboards(cluster))
     return found
 
 
@@ -457,7 +459,15 @@ def network_policy(config: DeploymentConfig, cluster: ClusterSettings) -> Manife
 def _service_monitor(cluster: ClusterSettings) -> Manifest:
     spec = {
         "selector": {"matchLabels": _labels()},
-        "endpoints": [{"port": "metrics", "interval": "15s"}],
+        # The dashboards' labels: which environment, and which of the tracks of a rollout.
+        "podTargetLabels": ["track"],
+        "endpoints": [
+            {
+                "port": "metrics",
+                "interval": "15s",
+                "relabelings": [{"sourceLabels": ["__meta_kubernetes_namespace"], "targetLabel": "environment"}],
+            }
+        ],
         "namespaceSelector": {"matchNames": [cluster.namespace]},
     }
     return _object("monitoring.coreos.com/v1", "ServiceMonitor", cluster, spec=spec)
@@ -466,6 +476,12 @@ def _service_monitor(cluster: ClusterSettings) -> Manifest:
 def _prometheus_rule(config: DeploymentConfig, cluster: ClusterSettings) -> Manifest:
     spec = render.rules(alerts.load(config.alerts))
     return _object("monitoring.coreos.com/v1", "PrometheusRule", cluster, spec=spec)
+
+
+def _dashboards(cluster: ClusterSettings) -> Manifest:
+    found = _object("v1", "ConfigMap", cluster, name=f"{NAME}-dashboards", data=dashboards.files())
+    found["metadata"]["labels"]["grafana_dashboard"] = "1"
+    return found
 
 
 def _namespace(cluster: ClusterSettings) -> Manifest:

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import Span
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -315,6 +316,7 @@ class Edge:
                     {name: headers.get(name.encode(), b"").decode("latin-1") for name in W3C_HEADERS}
                 )
             record.span = tracing.start(tracing.REQUEST, caller, endpoint=endpoint, request_id=request_id)
+            tracing.carry(record.span)
         structlog.contextvars.bind_contextvars(request_id=request_id, **tracing.ids(record.span))
         active = self.service.metrics.active_connections
         if endpoint is not None:
@@ -339,10 +341,28 @@ class Edge:
             if endpoint is not None:
                 active.dec()
                 self._conclude(record)
-                if record.failure is not None and record.span is not None:
-                    tracing.fail(record.span, record.failure.code)
                 if record.span is not None:
-                    record.span.end()
+                    self._end_span(record, record.span)
+
+    def _end_span(self, record: Record, span: Span) -> None:
+        config = self.service.config
+        tracing.describe(
+            span,
+            {
+                "gen_ai.request.model": config.model_name,
+                "gen_ai.usage.input_tokens": record.prompt_tokens,
+                "gen_ai.usage.output_tokens": record.tokens,
+                "http.response.status_code": record.status,
+                "queue_s": record.queue_s,
+            },
+        )
+        error = None if record.failure is None else record.failure.code
+        if record.stage is not None:
+            stage, since = record.stage
+            tracing.record(stage, span, since, time.monotonic(), error=error)
+        if error is not None:
+            tracing.fail(span, error)
+        span.end()
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes], record: Record) -> None:
         if scope["path"] in OPEN or scope["path"].startswith(f"{DOCS_ASSETS}/"):

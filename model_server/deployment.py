@@ -97,6 +97,10 @@ class Serving(RunConfig):
     """Least level that is written."""
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=RESTART)
     """OTLP/HTTP collector for traces and logs, for example http://localhost:4318; null: none."""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1, json_schema_extra=RESTART)
+    """Share of the traces that begin here that are recorded; where a caller sends a traceparent, its word counts."""
+    trace_max_per_s: float = Field(default=50.0, gt=0, le=100_000, json_schema_extra=RESTART)
+    """Of the traces that begin here so many a second are recorded: what they cost is bounded at any load."""
     engine_url: str | None = Field(default=None, pattern=r"^https?://", json_schema_extra=RESTART)
     """A running Ollama or LMDeploy to speak to; null: Ollama at its usual port, LMDeploy as a child."""
     log_dir: Path | None = Field(default=None, json_schema_extra=RESTART)

@@ -65,6 +65,8 @@ class Chunk:
         logprobs: Natural-log probability of each token; empty where the engine gives none.
         finish_reason: Set on the last chunk only.
         prompt_tokens: Length of the prompt as the engine counted it; set on the last chunk.
+        computed: When the engine took the request, had its first token and its last, ``time.monotonic()`` seconds
+            (one clock for all processes of a machine); on the last chunk, None where the engine does not tell.
     """
 
     text: str
@@ -73,6 +75,20 @@ class Chunk:
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_tokens: int | None = None
+    computed: tuple[float, float, float] | None = None
+
+
+class Scored(list[list[float]]):
+    """Log-probabilities, (prompts, labels), and when the engine computed them.
+
+    Attributes:
+        computed: Begin and end of it, ``time.monotonic()`` seconds.
+        batch: Prompts that were computed together.
+    """
+
+    def __init__(self, rows: Sequence[list[float]], computed: tuple[float, float], batch: int) -> None:
+        super().__init__(rows)
+        self.computed, self.batch = computed, batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +162,8 @@ class Engine(Protocol):
         """
 
     async def score(self, prompts: Sequence[Prompt], label_ids: Sequence[int]) -> list[list[float]]:
-        """Log-probabilities over the full vocabulary of each label as the next token, (prompts, labels).
+        """Log-probabilities over the full vocabulary of each label as the next token, (prompts, labels);
+        :class:`Scored` where the engine tells when.
 
         Raises:
             TaskNotSupportedError: The engine gives no log-probabilities.

@@ -7,6 +7,7 @@ announced is counted as ``other``, so that no client can make series.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from itertools import product
@@ -259,6 +260,24 @@ class _EngineCollector(Collector):
             cpu_by_process.add_metric((process,), cpu.get(process, 0))
         yield by_process
         yield cpu_by_process
+
+        group = cgroup.locate()
+        throttling = group.throttling()
+        quota = group.cpu_quota_cores()
+        yield _gauge(
+            "qwen3_cpu_limit_cores", "CPU that it may use: its quota, or all cores.", quota or os.cpu_count() or 1
+        )
+        # 0 of 0 where nothing can be throttled.
+        yield CounterMetricFamily(
+            "qwen3_cpu_periods_total",
+            "Scheduling periods in which the control group had something to run.",
+            value=0 if throttling is None else throttling.nr_periods,
+        )
+        yield CounterMetricFamily(
+            "qwen3_cpu_throttled_periods_total",
+            "Those in which its quota was used up and all its threads were stopped.",
+            value=0 if throttling is None else throttling.nr_throttled,
+        )
 
     def _usage(self, engine_pid: int | None) -> tuple[dict[str, int], dict[str, float]]:
         """Resident bytes and CPU seconds; an engine without a local process has none."""

@@ -129,9 +129,14 @@ async def serve(
     from model_server.metrics import Metrics
 
     metrics = Metrics(memory_limit_bytes=memory_limit_bytes(config))
+    handlers = tracing.configure(
+        serving.otlp_endpoint,
+        service_version=config.model_version,
+        ratio=serving.trace_sample_ratio,
+        max_per_s=serving.trace_max_per_s,
+    )
     directories = {"models": models, "logs": serving.log_dir}
     metrics.watch_disks({name: path for name, path in directories.items() if path is not None})
-    handlers = tracing.configure(serving.otlp_endpoint, service_version=config.model_version)
     on_drop = metrics.log_records_dropped_total.inc
     logs.configure(serving.log_level, serving.log_dir, on_drop=on_drop, handlers=handlers)
     requests = None if serving.log_dir is None else _request_lines(serving.log_dir, on_drop)

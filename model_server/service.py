@@ -7,6 +7,7 @@ place, stream tokens, classify in batches, and count all of it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
@@ -20,7 +21,7 @@ import structlog
 
 from model_server import classification, masking, tracing
 from model_server.admission import Admission, Deadline, Receive
-from model_server.engine import Chunk, Engine, EngineInfo, Message, Prompt, Sampling
+from model_server.engine import Chunk, Engine, EngineInfo, Message, Prompt, Sampling, Scored
 from model_server.errors import (
     ContextTooLongError,
     EngineError,
@@ -74,6 +75,8 @@ class Record:
     """Of the one text that was classified; None for several."""
     confidence: float | None = None
     span: Span | None = None
+    stage: tuple[str, float] | None = None
+    """Of tracing.STAGES: the one under way and since when, so that an error is recorded where it arises."""
     texts: dict[str, str] = field(default_factory=dict)
     """Masked prompt and answer, with ``record_text`` only."""
 
@@ -240,10 +243,14 @@ class Service:
         if sampling.logprobs and "logprobs" not in self.ready().tasks:
             raise TaskNotSupportedError("logprobs", f"engine {self.ready().engine!r} gives none")
         metrics = self.metrics
+        record.stage = ("queue", time.monotonic())
         async with self.admission.place(prompt.tokens + sampling.max_tokens) as waited_s:
             record.queue_s = waited_s
             metrics.queue_wait_seconds.observe(waited_s)
             started_at = first_at = last_at = time.monotonic()
+            tracing.record("queue", record.span, started_at - waited_s, started_at)
+            record.stage = ("prefill", started_at)
+            computed: tuple[float, float, float] | None = None
             prompt_tokens = prompt.tokens
             groups = ready_together(self.engine.generate(prompt, sampling))
             ended = False
@@ -253,6 +260,7 @@ class Service:
                         last_at = time.monotonic()
                         if not record.tokens:
                             first_at = last_at
+                            record.stage = ("decode", first_at)
                             record.first_token_s = first_at - record.arrived_at
                             metrics.time_to_first_token_seconds.observe(record.first_token_s)
                         for chunk in group:
@@ -262,6 +270,7 @@ class Service:
                             record.response_length += len(chunk.text)
                             if chunk.prompt_tokens is not None:
                                 prompt_tokens = chunk.prompt_tokens
+                            computed = chunk.computed or computed
                         record.prompt_tokens = prompt_tokens
                         yield group
                 ended = True
@@ -269,10 +278,14 @@ class Service:
                 metrics.cancelled_tokens_saved_total.inc(max(0, sampling.max_tokens - record.tokens))
                 raise
             finally:
-                tracing.record("queue", record.span, started_at - waited_s, started_at)
                 if record.tokens:
-                    tracing.record("prefill", record.span, started_at, first_at, tokens=prompt_tokens)
-                    tracing.record("decode", record.span, first_at, last_at, tokens=record.tokens)
+                    # As the engine saw it, where it tells: what lies between is the way there and back.
+                    taken, first, last = computed or (started_at, first_at, last_at)
+                    pid = None if computed is None else self.engine.health().pid
+                    tracing.record("prefill", record.span, taken, first, tokens=prompt_tokens, pid=pid)
+                    if ended:
+                        tracing.record("decode", record.span, first, last, tokens=record.tokens, pid=pid)
+                        record.stage = None
                 metrics.prompt_tokens_total.inc(prompt_tokens if record.tokens or ended else 0)
                 if record.tokens > 1:
                     metrics.time_per_output_token_seconds.observe((last_at - first_at) / (record.tokens - 1))
@@ -297,7 +310,21 @@ class Service:
                 if number % 8 == 0:  # about 2 ms of work: others are answered in between
                     await asyncio.sleep(0)
             record.prompt_tokens = sum(prompt.tokens for prompt in prompts)
+            asked_at = time.monotonic()
+            record.stage = ("prefill", asked_at)
             scores = await self._batches.score(prompts)
+            began, ended = scores.computed
+            record.stage, record.queue_s = None, began - asked_at
+            tracing.record("queue", record.span, asked_at, began)
+            tracing.record(
+                "prefill",
+                record.span,
+                began,
+                ended,
+                tokens=record.prompt_tokens,
+                batch=scores.batch,
+                pid=self.engine.health().pid,
+            )
             decisions = [classification.decide(row, settings) for row in scores]
             self.metrics.prompt_tokens_total.inc(record.prompt_tokens)
         else:
@@ -413,6 +440,9 @@ class _Scoring:
     scores: list[list[float]]
     missing: int
     done: asyncio.Future[None]
+    began: float = math.inf
+    ended: float = 0.0
+    batch: int = 0
 
 
 IN_FLIGHT = 8
@@ -451,7 +481,7 @@ class ScoreBatches:
             ahead_s = self._batch_s * (len(self._items) / self._max_batch + 1)
             raise OverloadedError(f"{self.waiting} requests are waiting already", min(60, int(ahead_s) + 1))
 
-    async def score(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+    async def score(self, prompts: Sequence[Prompt]) -> Scored:
         """Log-probability of each label after each prompt."""
         scoring = _Scoring([[]] * len(prompts), len(prompts), asyncio.get_running_loop().create_future())
         self._items.extend((scoring, index, prompt) for index, prompt in enumerate(prompts))
@@ -464,7 +494,7 @@ class ScoreBatches:
             await scoring.done
         finally:
             self._pending -= 1
-        return scoring.scores
+        return Scored(scoring.scores, (scoring.began, scoring.ended), scoring.batch)
 
     async def _run(self) -> None:
         # One turn of the loop, so that requests whose bytes are here already join.
@@ -497,8 +527,12 @@ class ScoreBatches:
         finally:
             self.running -= len(requests)
             self._batch_s = time.monotonic() - started_at
+        if not isinstance(scores, Scored):
+            scores = Scored(scores, (started_at, time.monotonic()), len(batch))
         for (scoring, index, _), row in zip(batch, scores, strict=True):
             scoring.scores[index] = row
+            scoring.began = min(scoring.began, scores.computed[0])
+            scoring.ended, scoring.batch = max(scoring.ended, scores.computed[1]), max(scoring.batch, scores.batch)
             scoring.missing -= 1
             if not scoring.missing and not scoring.done.done():
                 scoring.done.set_result(None)

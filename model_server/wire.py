@@ -35,12 +35,14 @@ async def read_body(request: Request, serving: Serving) -> bytes:
         InvalidRequestError: It did not arrive in time.
         ClientGoneError: The client left before its end.
     """
+    record: Record = request.scope["record"]
+    began = time.monotonic()
+    record.stage = ("receive", began)
     limit = serving.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise PayloadTooLargeError(limit)
     receive, parts, size = request.receive, [], 0
-    began = time.monotonic()
     try:
         async with asyncio.timeout(serving.request_timeout_s):
             while True:
@@ -53,7 +55,8 @@ async def read_body(request: Request, serving: Serving) -> bytes:
                     raise PayloadTooLargeError(limit)
                 parts.append(part)
                 if not message.get("more_body", False):
-                    tracing.record("receive", request.scope["record"].span, began, time.monotonic(), bytes=size)
+                    tracing.record("receive", record.span, began, time.monotonic(), bytes=size)
+                    record.stage = None
                     return b"".join(parts)
     except TimeoutError:
         late = f"the body did not arrive within {serving.request_timeout_s:g} s (request_timeout_s)"

@@ -18,9 +18,9 @@ import pytest
 
 from model_server.cache import cache_dir
 
-for shared in ("infra", "monitoring"):  # with import mode importlib tests are no package
+for shared in ("infra", "monitoring", "telemetry"):  # with import mode importlib tests are no package
     sys.path.insert(0, str(Path(__file__).parent / shared))
-pytest_plugins = ["cluster_fixture"]
+pytest_plugins = ["cluster_fixture", "otlp_collector"]
 
 CACHE = cache_dir()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.figures import analysis, behaviour, classification, client_health, generation, quota
+from benchmarks.figures import analysis, behaviour, classification, client_health, generation, quota, tracing
 from benchmarks.figures.calibration import calibrate
 from benchmarks.figures.table import Figure
 from benchmarks.figures.workload import random_model
@@ -31,9 +31,10 @@ FIGURES: dict[str, Callable[[Path, Path, int], list[Figure]]] = {
     "quota": quota.measure,
     "analysis": analysis.measure,
     "client_health": client_health.measure,
+    "tracing": tracing.measure,
 }
 
-WITHOUT_MODEL = {"analysis", "client_health"}
+WITHOUT_MODEL = {"analysis", "client_health", "tracing"}
 
 HEAD = "| figure | measured | bar | | medians |\n|---|---|---|---|---|"
 

@@ -57,12 +57,25 @@ class Clients:
 
 @contextmanager
 def clients(
-    dialect: Dialect, texts: Sequence[str], folder: Path, *, model: str, max_tokens: int = 1, timeout_s: float = 120
+    dialect: Dialect,
+    texts: Sequence[str],
+    folder: Path,
+    *,
+    model: str,
+    max_tokens: int = 1,
+    timeout_s: float = 120,
+    trace: bool = False,
 ) -> Iterator[Clients]:
     folder.mkdir(parents=True, exist_ok=True)
     # One of users and rate_per_s has to stand in a scenario; each run says its own.
     scenario = Scenario(
-        dialect=dialect, texts=tuple(texts), max_tokens=max_tokens, users=1, requests=1, timeout_s=timeout_s
+        dialect=dialect,
+        texts=tuple(texts),
+        max_tokens=max_tokens,
+        users=1,
+        requests=1,
+        timeout_s=timeout_s,
+        trace=trace,
     )
     journal = folder / "requests.jsonl"
     with Generator(scenario, origin=time.perf_counter(), journal=journal, log=folder / "client.log") as generator:

@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from model_server import cgroup
-from model_server.engine import Chunk, EngineHealth, EngineInfo, EngineState, FinishReason, Message, Prompt, Sampling
+from model_server.engine import (
+    Chunk,
+    EngineHealth,
+    EngineInfo,
+    EngineState,
+    FinishReason,
+    Message,
+    Prompt,
+    Sampling,
+    Scored,
+)
 from model_server.engines.openvino_wire import (
     BLOCK_TOKENS,
     HEADER,
@@ -95,7 +105,7 @@ class OpenVINOEngine:
         self._tokenizer: Tokenizer | None = None
         self._ids = itertools.count()
         self._streams: dict[int, asyncio.Queue[Piece | EngineError]] = {}
-        self._scores: dict[int, asyncio.Future[list[list[float]]]] = {}
+        self._scores: dict[int, asyncio.Future[Scored]] = {}
         self._loaded: asyncio.Future[Loaded] | None = None
         self._state: EngineState = "starting"
         self._reason = "not loaded yet"
@@ -189,6 +199,7 @@ class OpenVINOEngine:
                 ids: list[int] = []
                 logprobs: list[float] = []
                 reason: FinishReason | None = None
+                computed: tuple[float, float, float] | None = None
                 for item in waiting:
                     if isinstance(item, EngineError):
                         finished = True
@@ -199,6 +210,7 @@ class OpenVINOEngine:
                     logprobs += item.logprobs
                     if item.finish_reason is not None:
                         reason = "stop" if item.finish_reason == "stop" else "length"
+                        computed = item.computed
                 finished = reason is not None
                 new, stopped = stops.push(text.push(ids, last=finished), last=finished)
                 if stopped:
@@ -211,6 +223,7 @@ class OpenVINOEngine:
                     logprobs=tuple(logprobs) if sampling.logprobs else (),
                     finish_reason=reason,
                     prompt_tokens=prompt.tokens if reason else None,
+                    computed=computed,
                 )
                 if stopped:
                     return
@@ -219,12 +232,12 @@ class OpenVINOEngine:
             if not finished and self._state == "ready":
                 self._send(Cancel(request_id))
 
-    async def score(self, prompts: Sequence[Prompt], label_ids: Sequence[int]) -> list[list[float]]:
+    async def score(self, prompts: Sequence[Prompt], label_ids: Sequence[int]) -> Scored:
         self._require_ready()
         if not self._load.scoring:
             raise TaskNotSupportedError("classify", "this model has no classification.json")
         request_id = next(self._ids)
-        answer: asyncio.Future[list[list[float]]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         self._scores[request_id] = answer
         try:
             self._send(Score(request_id, [list(prompt.token_ids) for prompt in prompts], list(label_ids)))
@@ -295,7 +308,7 @@ class OpenVINOEngine:
             case Scores():
                 answer = self._scores.get(message.id)
                 if answer is not None and not answer.done():
-                    answer.set_result(message.logprobs)
+                    answer.set_result(Scored(message.logprobs, (message.began, message.ended), message.batch))
             case Loaded():
                 self._last_progress = time.monotonic()
                 assert self._loaded is not None

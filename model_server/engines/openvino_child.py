@@ -101,6 +101,8 @@ class Generation:
         self.pipeline = genai.ContinuousBatchingPipeline(load.model_path, scheduler, "CPU", properties(load))
         # A dropped handle cancels its request silently, so each is kept until its end was read.
         self._handles: dict[int, Any] = {}
+        self._taken: dict[int, float] = {}
+        self._first_token: dict[int, float] = {}
         self._finish = {
             genai.GenerationFinishReason.STOP: "stop",
             genai.GenerationFinishReason.LENGTH: "length",
@@ -125,11 +127,17 @@ class Generation:
                 config.rng_seed = request.seed
         ids = openvino.Tensor(numpy.array([request.token_ids], dtype=numpy.int64))
         self._handles[request.id] = self.pipeline.add_request(request.id, ids, config)
+        self._taken[request.id] = time.monotonic()
 
     def cancel(self, request_id: int) -> None:
         handle = self._handles.pop(request_id, None)
         if handle is not None:
             handle.cancel()
+            self._forget(request_id)
+
+    def _forget(self, request_id: int) -> tuple[float, float | None]:
+        """When it was taken and had its first token."""
+        return self._taken.pop(request_id), self._first_token.pop(request_id, None)
 
     @property
     def busy(self) -> bool:
@@ -141,6 +149,7 @@ class Generation:
 
     def step(self) -> list[Piece]:
         self.pipeline.step()
+        now = time.monotonic()
         pieces = []
         for request_id, handle in list(self._handles.items()):
             tokens: list[int] = []
@@ -151,10 +160,14 @@ class Generation:
                     tokens += output.generated_ids
                     logprobs += output.generated_log_probs
                     reason = self._finish.get(output.finish_reason, reason)
-            if tokens or reason:
-                pieces.append(Piece(request_id, tokens, logprobs, reason))
+            if tokens:
+                self._first_token.setdefault(request_id, now)
             if reason:
                 del self._handles[request_id]
+                taken, first = self._forget(request_id)
+                pieces.append(Piece(request_id, tokens, logprobs, reason, (taken, first or now, now)))
+            elif tokens:
+                pieces.append(Piece(request_id, tokens, logprobs, None))
         return pieces
 
     def cache_use(self) -> float:
@@ -193,6 +206,7 @@ class Scoring:
         """Of the pass under way, in the order of their prompts."""
         self._batches: Iterator[list[list[float]]] = iter(())
         self._rows: list[list[float]] = []
+        self._began, self._size = 0.0, 0
 
     @property
     def busy(self) -> bool:
@@ -215,7 +229,8 @@ class Scoring:
             self._begin()
         self._rows += next(self._batches)
         while self._current and len(self._rows) >= (count := len(self._current[0].prompts)):
-            self._channel.send(Scores(self._current.popleft().id, self._rows[:count]))
+            scored = self._current.popleft().id
+            self._channel.send(Scores(scored, self._rows[:count], self._began, time.monotonic(), self._size))
             del self._rows[:count]
 
     def _begin(self) -> None:
@@ -231,6 +246,7 @@ class Scoring:
             request = self._waiting.popleft()
             self._current.append(request)
             prompts += request.prompts
+        self._began, self._size = time.monotonic(), len(prompts)
         self._batches = self._scorer.batches(prompts, labels)
 
 

@@ -73,6 +73,8 @@ class Piece(msgspec.Struct, array_like=True, frozen=True):
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: str | None
+    computed: tuple[float, float, float] | None = None
+    """With ``finish_reason``: when it was taken, had its first token and its last, ``time.monotonic()`` seconds."""
 
 
 class Step(msgspec.Struct, tag="step", frozen=True):
@@ -87,6 +89,11 @@ class Step(msgspec.Struct, tag="step", frozen=True):
 class Scores(msgspec.Struct, tag="scores", frozen=True):
     id: int
     logprobs: list[list[float]]
+    began: float
+    """Of the pass, ``time.monotonic()`` seconds."""
+    ended: float
+    batch: int
+    """Prompts of the pass."""
 
 
 ToChild = Load | Generate | Cancel | Score

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from model_server import tracing
 from model_server.engine import EngineHealth, EngineState, Message, Prompt
 from model_server.errors import EngineError, EngineUnavailableError
 
@@ -145,7 +146,8 @@ class Remote:
         self, path: str, body: object, parse: Callable[[bytes], Event | None]
     ) -> tuple[httpx2.Response, Event | None, AsyncGenerator[Event, None]]:
         try:
-            response = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
+            request = self._client.build_request("POST", path, json=body, headers=tracing.to_headers(tracing.carried()))
+            response = await self._client.send(request, stream=True)
         except httpx2.TransportError as error:
             raise _transport_error(error) from error
         events: AsyncGenerator[Event, None] | None = None

@@ -42,6 +42,7 @@ CLUSTERS = [
     {"weights": "image", "autoscaling": "cpu", "monitoring_namespace": "prometheus"},
     {"env": {"MODEL_SERVER_SERVING__LOG_LEVEL": "DEBUG", "MODEL_SERVER_SERVING__MAX_QUEUE": "3"}},
     {"weights_claim": "other", "prometheus_operator": True, "capacity": {"cpu_cores": 99, "memory_gb": 99}},
+    {"grafana_dashboards": True},
     {"weights_claim_gb": 2.5, "weights_storage_class": "fast.ssd", "weights_access": "ReadWriteOnce"},
     {"deletion_cost": False, "weights_claim_gb": 10},
 ]
@@ -124,7 +125,7 @@ def of_chart(values, *words):
         assert labels.pop("helm.sh/chart").startswith("qwen3-inference-")
         if each["kind"] == "PersistentVolumeClaim":
             assert each["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-        if each["kind"] == "ConfigMap":
+        if each["kind"] == "ConfigMap" and "grafana_dashboard" not in labels:
             hook = each["metadata"].pop("annotations")
             assert hook == {
                 "helm.sh/hook": "pre-install,pre-upgrade,pre-rollback",
@@ -143,7 +144,8 @@ def _checksum_of(found):
 
 
 def _comparable(found, own_checksum):
-    (config_map,) = (each for each in found if each["kind"] == "ConfigMap")
+    maps = [each for each in found if each["kind"] == "ConfigMap"]
+    (config_map,) = (each for each in maps if "grafana_dashboard" not in each["metadata"]["labels"])
     environment = DeploymentConfig.model_validate(yaml.safe_load(config_map["data"]["environment.yml"]))
     assert set(config_map["data"]) == {"environment.yml"}
     config_map["data"] = environment.model_dump()
@@ -332,6 +334,7 @@ def environments(draw):
             "autoscaling": draw(st.sampled_from(["requests", "cpu"])),
             "monitoring_namespace": draw(st.sampled_from(["monitoring", "true", "8"])),
             "prometheus_operator": draw(st.booleans()),
+            "grafana_dashboards": draw(st.booleans()),
             "env": draw(
                 st.dictionaries(st.sampled_from([f"MODEL_SERVER_X__{x}" for x in "ABab"]), names | st.just(""))
             ),
@@ -392,6 +395,7 @@ OTHER = {
     "serving.host": "::",
     "serving.api_keys_file": "/keys/api_keys",
     "serving.otlp_endpoint": "http://x",
+    "serving.trace_sample_ratio": 0.5,
     "serving.engine_url": "http://x",
     "serving.log_level": "DEBUG",
     "serving.drain_s": 99,

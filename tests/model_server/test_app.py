@@ -8,8 +8,10 @@ import re
 import fake_engine
 import pytest
 import structlog
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
+from otlp_collector import attributes
 
-from model_server import recovery
+from model_server import recovery, tracing
 from model_server.classification import write_settings
 from model_server.engine import Prompt
 from model_server.errors import EngineUnavailableError, ModelLoadError
@@ -378,35 +380,67 @@ async def test_the_page_of_the_api_names_bodies_examples_and_errors(serve):
     assert "422" not in json.dumps(page)
 
 
-async def test_a_request_leaves_the_spans_of_its_stages(serve, monkeypatch):
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    from model_server import tracing
-
-    kept = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(kept))
-    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+async def test_a_request_leaves_the_spans_of_its_stages(serve, collector):
+    tracing.configure(collector.url)
     served = await serve()
 
     trace = "0af7651916cd43dd8448eb211c80319c"
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
-        body = {
-            "model": "qwen3-test",
-            "messages": [{"role": "user", "content": "你好"}],
-            "max_tokens": 3,
-            "stream": True,
-        }
         headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
-        await served.ask("/v1/chat/completions", body, headers=headers)
+        await served.ask("/v1/chat/completions", CHAT | {"stream": True}, headers=headers)
+    tracing.shutdown(10)
 
-    spans = {span.name: span for span in kept.get_finished_spans()}
+    spans = {span.name: span for span in collector.spans}
     assert spans.keys() == {"request", *tracing.STAGES}
-    assert {f"{span.context.trace_id:032x}" for span in spans.values()} == {trace}
-    assert all(spans[stage].parent.span_id == spans["request"].context.span_id for stage in tracing.STAGES)
+    assert {span.trace_id.hex() for span in spans.values()} == {trace}
+    assert all(spans[stage].parent_span_id == spans["request"].span_id for stage in tracing.STAGES)
+    found = attributes(spans["request"])
+    assert found["gen_ai.request.model"] == "qwen3-test"
+    assert (found["gen_ai.usage.input_tokens"], found["gen_ai.usage.output_tokens"]) == (
+        attributes(spans["prefill"])["tokens"],
+        attributes(spans["decode"])["tokens"],
+    )
+    assert found["http.response.status_code"] == 200
+    waited_ns = spans["queue"].end_time_unix_nano - spans["queue"].start_time_unix_nano
+    assert found["queue_s"] == pytest.approx(waited_ns / 1e9, abs=1e-5)
     assert lines[-1]["trace_id"] == trace
+
+
+@pytest.mark.parametrize(
+    ("engine", "body", "serving", "stage"),
+    [
+        ({"fail_after": 2}, {"max_tokens": 9}, {}, "decode"),
+        ({"token_s": 5}, {}, {"request_timeout_s": 0.2}, "prefill"),
+        ({}, {"messages": [{"role": "user", "content": "好" * 3000}]}, {"max_body_bytes": 1024}, "receive"),
+    ],
+)
+async def test_an_error_is_recorded_in_the_stage_where_it_arises(serve, collector, engine, body, serving, stage):
+    tracing.configure(collector.url)
+    served = await serve(fake_engine.FakeEngine(**engine), **serving)
+    answer = await served.ask("/v1/chat/completions", CHAT | body)
+    tracing.shutdown(10)
+
+    assert answer.status_code >= 400
+    failed = {span.name: span for span in collector.spans if span.status.code == Status.STATUS_CODE_ERROR}
+    said = answer.json()["error"]["code"]
+    assert {name: span.status.message for name, span in failed.items()} == {stage: said, "request": said}
+    assert {attributes(span)["error.type"] for span in failed.values()} == {said}
+
+
+async def test_a_classification_leaves_its_wait_and_its_pass(serve, collector):
+    tracing.configure(collector.url)
+    served = await serve()
+    await served.ask("/api/v1/classify", {"texts": ["断了", "多收钱"]})
+    tracing.shutdown(10)
+
+    spans = {span.name: span for span in collector.spans}
+    assert spans.keys() == {"request", "receive", "queue", "prefill"}
+    assert attributes(spans["prefill"])["batch"] == 2
+    assert attributes(spans["prefill"])["tokens"] == attributes(spans["request"])["gen_ai.usage.input_tokens"] > 0
+    assert spans["queue"].end_time_unix_nano == pytest.approx(spans["prefill"].start_time_unix_nano, abs=1e6)
+
+
+CHAT = {"model": "qwen3-test", "messages": [{"role": "user", "content": "你好"}], "max_tokens": 3}
 
 
 async def test_the_documentation_page_needs_no_other_server(serve):

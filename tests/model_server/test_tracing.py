@@ -1,74 +1,24 @@
-"""The collector is a small HTTP server that reads OTLP with the protocol's own protobuf classes."""
+"""Spans and log lines as a collector receives them (tests/telemetry/otlp_collector.py)."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import logging
 import subprocess
 import sys
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import structlog
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from otlp_collector import attributes
 
 from model_server import logs, tracing
 
 # The example of the W3C's recommendation, https://www.w3.org/TR/trace-context/#examples-of-http-traceparent-headers
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
-
-
-class Collector(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Receiver)
-        self.spans, self.records, self.resources = [], [], []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Receiver(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        if self.path == "/v1/traces":
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                self.server.resources.append(attributes(resource.resource))
-                self.server.spans += [span for scope in resource.scope_spans for span in scope.spans]
-        elif self.path == "/v1/logs":
-            for resource in ExportLogsServiceRequest.FromString(body).resource_logs:
-                self.server.records += [line for scope in resource.scope_logs for line in scope.log_records]
-        else:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def attributes(thing):
-    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in thing.attributes}
-
-
-@pytest.fixture
-def collector():
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        tracing.shutdown(10)
-        server.shutdown()
-        thread.join()
 
 
 def test_a_request_arrives_at_the_collector_as_one_tree_under_the_callers_span(collector):
@@ -114,10 +64,13 @@ def test_a_span_recorded_afterwards_has_the_times_it_really_had(collector):
     time.sleep(0.02)
     ended = time.monotonic()
     time.sleep(0.05)
-    tracing.record("prefill", None, began, ended, prompt_tokens=7)
+    request = tracing.start("request")
+    tracing.record("prefill", request, began, ended, prompt_tokens=7)
     tracing.shutdown(10)
 
     (span,) = collector.spans
+    assert span.trace_id.hex() == tracing.ids(request)["trace_id"]
+    assert span.parent_span_id.hex() == tracing.ids(request)["span_id"]
     assert span.end_time_unix_nano - span.start_time_unix_nano == pytest.approx((ended - began) * 1e9, abs=1000)
     assert span.start_time_unix_nano == pytest.approx(wall_ns, abs=5e6)
     assert attributes(span) == {"prompt_tokens": 7}
@@ -181,6 +134,52 @@ def test_log_lines_go_to_the_collector_with_their_trace(collector):
     found = attributes(record)
     assert (found["request_id"], found["waiting"], found["prompt_length"]) == ("r-1", 64, 2)
     assert "prompt" not in found
+
+
+def test_the_ratio_speaks_for_traces_that_begin_here_and_not_for_callers(collector):
+    tracing.configure(collector.url, ratio=0)
+    root = tracing.start("request")
+    tracing.record("queue", root, 0.0, 1.0)
+    root.end()
+    tracing.start("request", tracing.from_headers({"traceparent": TRACEPARENT})).end()
+    tracing.shutdown(10)
+
+    assert [span.trace_id.hex() for span in collector.spans] == [TRACE]
+    assert len(tracing.ids(root)["trace_id"]) == 32  # the log names it all the same
+
+
+def test_of_traces_that_begin_here_so_many_a_second_are_recorded(collector):
+    tracing.configure(collector.url, max_per_s=5)
+    began = time.monotonic()
+    for _ in range(200):
+        tracing.start("request").end()
+    seconds = time.monotonic() - began
+    tracing.shutdown(10)
+
+    assert 5 <= len(collector.spans) <= 5 + 5 * seconds + 1
+
+
+def test_half_of_the_traces_are_half(collector):
+    tracing.configure(collector.url, ratio=0.5)
+    for _ in range(400):
+        tracing.start("request").end()
+    tracing.shutdown(10)
+
+    assert 140 < len(collector.spans) < 260  # within 6 standard deviations
+
+
+def test_what_is_known_late_is_described_and_none_is_left_out(collector):
+    tracing.configure(collector.url)
+    span = tracing.start("request")
+    tracing.describe(span, {"gen_ai.usage.output_tokens": 7, "queue_s": None})
+    tracing.record("decode", span, 1.0, 2.0, error="engine_error")
+    span.end()
+    tracing.shutdown(10)
+
+    decode, request = collector.spans
+    assert attributes(request) == {"gen_ai.usage.output_tokens": 7}
+    assert decode.status.code == Status.STATUS_CODE_ERROR
+    assert attributes(decode) == {"error.type": "engine_error"}
 
 
 # Without an endpoint -------------------------------------------------------------------------------------

@@ -77,13 +77,31 @@ STEADY = {
     "qwen3_queue_capacity": "of the deployment",
     "qwen3_resident_memory_bytes": "rises once and stays",
     "qwen3_start_time_seconds": "of the process",
-    "node_systemd_service_restart_total": "no systemd here; tests/playbooks/test_monitoring.py has the real exporter",
+    "qwen3_cpu_limit_cores": "of the deployment",
+    "qwen3_cpu_periods_total": "only in a control group with a quota",
+    "qwen3_cpu_throttled_periods_total": "the same",
+    "ALERTS": "which ones, is what test_faults.py and test_verdicts.py say",
     "up": "nothing goes away in this run",
 }
 # What the exporter says of a host, for the names; the real one is asked in tests/playbooks/test_monitoring.py.
 NODE = b"""# TYPE node_systemd_service_restart_total counter
 node_systemd_service_restart_total{name="qwen3@1.service",state=""} 0
+node_uname_info{machine="x86_64",nodename="web1",sysname="Linux"} 1
+node_cpu_seconds_total{cpu="0",mode="idle"} 100
+node_cpu_seconds_total{cpu="0",mode="steal"} 1
+node_load1 0.5
+node_memory_MemAvailable_bytes 4e+09
+node_memory_MemTotal_bytes 8e+09
+node_filesystem_avail_bytes{device="/dev/vda1",fstype="ext4",mountpoint="/"} 4e+10
+node_filesystem_size_bytes{device="/dev/vda1",fstype="ext4",mountpoint="/"} 8e+10
+node_disk_io_time_seconds_total{device="vda"} 10
+node_network_receive_bytes_total{device="eth0"} 1e+06
+node_network_transmit_bytes_total{device="eth0"} 1e+06
+node_pressure_cpu_waiting_seconds_total 10
+node_pressure_memory_waiting_seconds_total 1
+node_pressure_io_waiting_seconds_total 2
 """
+OF_THE_HOST = [line.split(b"{")[0].split()[0].decode() for line in NODE.splitlines() if not line.startswith(b"#")]
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +135,9 @@ def run(tmp_path_factory, exporter):
         "serving.request_timeout_s=3",
         "serving.drain_s=8",
     )
-    node = {"job_name": "qwen3-inference-node", "static_configs": [{"targets": [exporter]}]}
-    labels = {"namespace": "qwen3", "pod": "web1-0"}
+    of_the_role = {"host": "web1", "environment": "test"}
+    node = {"job_name": "qwen3-inference-node", "static_configs": [{"targets": [exporter], "labels": of_the_role}]}
+    labels = {"namespace": "qwen3", "pod": "web1-0", "environment": "test", "track": "stable"}
     with watched_site(folder, 30, {"web1": words, "web2": words}, scrapes=[node], labels=labels) as site:
         time.sleep(8)
         worked = time.time()
@@ -128,7 +147,8 @@ def run(tmp_path_factory, exporter):
                 time.sleep(12)
         rested = time.time()
         time.sleep(16)
-        yield Run(site, worked - 6, worked, rested, time.time(), MOVING, STEADY)
+        steady = STEADY | dict.fromkeys(OF_THE_HOST, "of a host that is not here")
+        yield Run(site, worked - 6, worked, rested, time.time(), MOVING, steady)
 
 
 def test_every_query_is_promql_to_promtool(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -271,6 +272,11 @@ def test_the_exporter_tells_of_our_units_and_of_what_the_host_has_left(site):
     assert {"qwen3@1.service", "qwen3@2.service", "haproxy.service", "prometheus.service"} <= units
     assert {name for name in units if name.startswith(("ssh", "systemd", "dbus", "cron"))} == set()
     assert value(monitor, f'node_memory_MemAvailable_bytes{{host="{server.name}"}}') > 0
+    page = (REPOSITORY / "monitoring/dashboards/system.json").read_text(encoding="utf-8")
+    shown = set(re.findall(r"\bnode_\w+(?=\{)", page))
+    pressure = {name for name in shown if name.startswith("node_pressure_")}  # not every kernel tells it
+    told = {name for name in shown if ask(monitor, "query", query=f'{name}{{environment=~".+"}}')["result"]}
+    assert shown - pressure <= told
     assert value(monitor, "sum(node_scrape_collector_success == bool 0)") == 0
     # The hosts' mounts, and not those of the exporter's own view, in which all is read-only.
     assert value(monitor, f'node_filesystem_readonly{{host="{server.name}",mountpoint="/tmp"}}') == 0

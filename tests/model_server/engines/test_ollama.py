@@ -17,6 +17,7 @@ import httpx2
 import psutil
 import pytest
 
+from model_server import tracing
 from model_server.cache import cache_dir
 from model_server.engine import Message, Sampling
 from model_server.engines.ollama import OllamaEngine
@@ -72,7 +73,7 @@ class FakeOllama:
     """Answers ``/api/generate`` with the given replies in turn, the last one again and again."""
 
     def __init__(self, *replies):
-        self.replies, self.requests = list(replies), []
+        self.replies, self.requests, self.traces = list(replies), [], []
 
     async def __call__(self, request):
         path, body = request.url.path, json.loads(request.content or b"{}")
@@ -80,6 +81,7 @@ class FakeOllama:
             answers = {"/api/tags": TAGS, "/api/show": SHOW, "/api/version": {"version": "0.11.4"}}
             return httpx2.Response(200, json=answers.get(path, LAST))
         self.requests.append(body)
+        self.traces.append(request.headers.get("traceparent"))
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if isinstance(reply, Exception):
             raise reply
@@ -131,6 +133,18 @@ async def test_every_sampling_value_is_sent_because_ollama_has_defaults_of_its_o
         "seed": 7,
         "stop": ["x"],
     }
+
+
+async def test_ollama_is_told_of_the_trace_that_the_request_belongs_to():
+    caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    fake = FakeOllama(ndjson(LAST))
+    async with loaded(fake) as engine:
+        tracing.carry(tracing.from_headers({"traceparent": caller}))
+        await collect(engine)
+        tracing.carry(None)
+        await collect(engine)
+
+    assert fake.traces == [caller, None]
 
 
 async def test_a_next_line_character_inside_an_answer_does_not_cut_it():
