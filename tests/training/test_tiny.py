@@ -171,14 +171,15 @@ def make(*words):
 @pytest.mark.training
 def test_one_command_goes_from_nothing_to_a_served_model_and_on_where_it_ended(tmp_path):
     """With little to learn from; the labels served are those evaluated, or it would not end with 0."""
-    words = [f"out={tmp_path / 'run'}", "seed=3", "train_calls=1500", "steps=100"]
+    words = [f"out={tmp_path / 'run'}", "seed=3", "train_calls=3000", "steps=200"]
     done = make(*words, "serve=false")
     assert done.returncode == 0, done.stderr
     assert "[6/6] evaluate" in done.stderr
     steps = [json.loads(line) for line in (tmp_path / "run/complaints-tiny/metrics.jsonl").read_text().splitlines()]
-    assert steps[-1]["validation_macro_f1"] > steps[50]["validation_macro_f1"]
+    half, end = (line for line in steps if "validation_macro_f1" in line)
+    assert end["validation_macro_f1"] > half["validation_macro_f1"]
     # Twelve tokens of about 3,000 hold 0.004 of the probability before anything is learned.
-    assert steps[-1]["validation_label_mass"] > 10 * 0.004
+    assert end["validation_label_mass"] > 10 * 0.004
 
     done = make(*words, f"publish={tmp_path / 'published'}")
     assert done.returncode == 0, done.stderr
@@ -191,7 +192,7 @@ def test_one_command_goes_from_nothing_to_a_served_model_and_on_where_it_ended(t
     assert model_source.verify(tmp_path / "published").weight_bits == 8
     assert len(json.loads((tmp_path / "published/reference_scores.json").read_text())) == 200
 
-    done = make(*words, "steps=200")
+    done = make(*words, "steps=300")
     assert done.returncode == 2
     assert "was made with" in done.stderr
 
