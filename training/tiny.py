@@ -36,10 +36,11 @@ from model_server.errors import ConfigurationError
 from training.calls import CallSettings, Difficulty, Split
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path("training/configs")
+"""From ROOT, where all commands run, as NATURAL: what is written down about a model holds no path of this machine."""
 HELD: dict[Split, int] = {"validation": 800, "test": 1_000}
 """Calls that are not trained on."""
-NATURAL = Path(__file__).parent / "natural" / "test.jsonl"
+NATURAL = Path("training/natural/test.jsonl")
 READY_S = 60
 
 
