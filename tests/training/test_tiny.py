@@ -66,7 +66,7 @@ def test_the_directory_is_what_was_prepared_and_small():
     assert (manifest.engine, manifest.weight_bits) == ("openvino", 8)
     assert manifest.command == "python -m training.export forms=[openvino-int8]"
     evaluation = (MODEL / "evaluation.json").read_text("utf-8")
-    assert '"/' not in evaluation + (MODEL / "manifest.json").read_text("utf-8")  # no path of the machine it was made on
+    assert '"/' not in evaluation + (MODEL / "manifest.json").read_text("utf-8")  # no path of the machine
     assert sum(path.stat().st_size for path in MODEL.iterdir()) < 8_000_000
 
 
