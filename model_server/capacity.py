@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model_server import cgroup
 from model_server.deployment import DeploymentConfig, memory_limit_bytes
-from model_server.engines.openvino_wire import BLOCK_TOKENS
+from model_server.engines.openvino_wire import BLOCK_TOKENS, generation_kernels, scoring_kernels
 from model_server.errors import ConfigurationError, ResourceInsufficientError
 from model_server.model_source import PREPARE, ModelFiles, ModelShape, resolve
 
@@ -39,6 +39,9 @@ _FAULT_BYTES = 64 * _KIB  # a lookup in the mapped embedding table brings in 16 
 # The second form that scores labels: 15 MiB for the tiny model's 4 layers, 64 MiB for 28.
 _SCORER_BYTES = 8 * _MIB
 _SCORER_BYTES_PER_LAYER = 2 * _MIB
+# Kernels compiled for the lengths of prompts and answers (openvino_wire.py), once every length was met: 85, 117 and 193
+# MiB with 1, 8 and 32 slots of the tiny model and its scorer.
+_KERNEL_BYTES = 2 * _MIB // 5
 # GGUF is unpacked, not mapped: 0.6B as Q4_0, Q4_0 with Q8_0 embeddings, and Q8_0 (320, 396, 604 MiB) took 807,
 # 953 and 1,421 MiB once running and up to 908, 1,133 and 1,769 MiB while loading.
 _GGUF_COPIES, _GGUF_LOADING_COPIES, _GGUF_BYTES_PER_EMBEDDING = 2.15, 3.0, 0.8
@@ -309,6 +312,7 @@ def _overhead(config: DeploymentConfig, model: _Model, per_token: int) -> int:
         + shape.vocab * _ENGINE_BYTES_PER_WORD
         + shape.layers * _ENGINE_BYTES_PER_LAYER
         + BATCHED_TOKENS * shape.intermediate * 4
+        + generation_kernels(slots) * _KERNEL_BYTES
     )
     # At 16 bits the whole table is read for every step, otherwise the rows of the tokens that were seen.
     eight_bits = model.embedding_bytes <= shape.vocab * shape.hidden
@@ -317,7 +321,8 @@ def _overhead(config: DeploymentConfig, model: _Model, per_token: int) -> int:
     if model.scores_labels:
         # Its cache holds a batch of BATCHED_TOKENS after the longest prompt, each call in pages of its own.
         cached = length + BATCHED_TOKENS + slots * BLOCK_TOKENS
-        scorer = _SCORER_BYTES + shape.layers * _SCORER_BYTES_PER_LAYER + cached * per_token
+        kernels = scoring_kernels(slots, BATCHED_TOKENS) * _KERNEL_BYTES
+        scorer = _SCORER_BYTES + shape.layers * _SCORER_BYTES_PER_LAYER + cached * per_token + kernels
     return server + engine + sampling + min(seen, model.embedding_bytes) + scorer
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
 import socket
 import subprocess
@@ -125,7 +126,11 @@ class OpenVINOEngine:
             command = [sys.executable, "-m", "model_server.engines.openvino_child", str(theirs.fileno()), str(started)]
             # Not asyncio's: a fork of a few milliseconds, once, and waiting for the end needs no loop.
             self._process = subprocess.Popen(  # noqa: ASYNC220
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # The plugin keeps what it compiled, and so does oneDNN below it: kept once, it takes half.
+                env=os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"},
             )
         # Before the loop gets the socket: while the server imports its HTTP side, the loop's next turn may be late,
         # and the child should be reading weights by then.

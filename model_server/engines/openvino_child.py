@@ -33,6 +33,8 @@ from model_server.engines.openvino_wire import (
     Step,
     ToServer,
     frame,
+    generation_kernels,
+    scoring_kernels,
     to_child,
 )
 
@@ -98,7 +100,9 @@ class Generation:
         scheduler.max_num_batched_tokens = load.batch_tokens
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = load.prefix_caching
-        self.pipeline = genai.ContinuousBatchingPipeline(load.model_path, scheduler, "CPU", properties(load))
+        self.pipeline = genai.ContinuousBatchingPipeline(
+            load.model_path, scheduler, "CPU", properties(load, generation_kernels(load.slots))
+        )
         # A dropped handle cancels its request silently, so each is kept until its end was read.
         self._handles: dict[int, Any] = {}
         self._taken: dict[int, float] = {}
@@ -183,8 +187,10 @@ class Generation:
             self.step()
 
 
-def properties(load: Load) -> dict[str, Any]:
+def properties(load: Load, kernels: int) -> dict[str, Any]:
+    """The plugin's. ``kernels``: as many compiled ones as it keeps at the most; the least recently used go first."""
     return {
+        "CPU_RUNTIME_CACHE_CAPACITY": kernels,
         "INFERENCE_NUM_THREADS": load.threads,
         "KV_CACHE_PRECISION": load.kv_precision,
         # Pinned threads of two instances on one host would all sit on the same first cores.
@@ -304,7 +310,8 @@ def load(channel: Channel, request: Load, started: float) -> tuple[Generation, S
         if request.scoring:
             from model_server.engines.openvino_scorer import Scorer
 
-            scorer = Scorer(request.model_path, properties(request), request.batch_tokens)
+            kernels = scoring_kernels(request.slots, request.batch_tokens)
+            scorer = Scorer(request.model_path, properties(request, kernels), request.batch_tokens)
             phase("compile_scoring")
         generation.warm_up()
         phase("first_token")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino._offline_transformations import paged_attention_transformation
 
-from model_server.engines.openvino_wire import BLOCK_TOKENS
+from model_server.engines.openvino_wire import BLOCK_TOKENS, PADDED_TO
 
 
 class Scorer:
@@ -93,13 +93,17 @@ class Scorer:
     def _run(self, prompts: Sequence[Sequence[int]], skip: int) -> NDArray[np.float32]:
         """One inference over the tokens of ``prompts`` after the first ``skip``, which lie in the cache."""
         shared = skip // BLOCK_TOKENS
+        last_positions = np.cumsum([len(prompt) - skip for prompt in prompts], dtype=np.int64) - 1
+        # What follows the last prompt changes nothing before it.
+        padding = [0] * (-(int(last_positions[-1]) + 1) % PADDED_TO)
+        padded = [*prompts[:-1], [*prompts[-1], *padding]]
         ids: list[int] = []
         positions: list[int] = []
         begins = [0]
         blocks: list[int] = []
         block_begins = [0]
         free = shared
-        for prompt in prompts:
+        for prompt in padded:
             ids += prompt[skip:]
             positions += range(skip, len(prompt))
             begins.append(len(ids))
@@ -115,8 +119,8 @@ class Scorer:
             "subsequence_begins": np.array(begins, np.int32),
             "block_indices": np.array(blocks, np.int32),
             "block_indices_begins": np.array(block_begins, np.int32),
-            "max_context_len": np.array(max(map(len, prompts)), np.int32),
-            "last_positions": np.array(begins[1:], np.int64) - 1,
+            "max_context_len": np.array(max(map(len, padded)), np.int32),
+            "last_positions": last_positions,
         }
         for name, value in values.items():
             self._request.set_tensor(name, ov.Tensor(value))

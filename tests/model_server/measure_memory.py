@@ -25,6 +25,7 @@ from model_server import capacity, cgroup, deployment, tokenizer
 from model_server.model_source import resolve
 
 ANSWER_TOKENS = 8
+LENGTHS = 240
 URL = re.compile(r"http://127\.0\.0\.1:\d+")
 # Long limits: what is measured here is memory, on machines of any speed.
 COMMON = ("serving.port=0", "serving.log_dir=null", "serving.request_timeout_s=1200", "serving.drain_s=1300")
@@ -108,8 +109,14 @@ async def _fill(server, config, plan, group, log):
         answers = await asyncio.gather(
             *(_complete(client, config.model_name, _text(words, generator, length)) for _ in range(number))
         )
+        # Of every length, for which the engine compiles kernels of their own. One at a time: each its own step.
+        lengths = generator.sample(range(ANSWER_TOKENS + 1, min(length, plan.batched_tokens)), LENGTHS)
+        for each in lengths:
+            await _complete(client, config.model_name, _text(words, generator, each))
         if files.classification is not None:
-            await asyncio.gather(*(_classify(client, number) for number in range(32)))
+            await asyncio.gather(*(_classify(client, "我的宽带断了三天没人来修。" * 8, number) for number in range(32)))
+            for each in lengths:
+                await _classify(client, _text(words, generator, each), each)
         health = (await client.get("/health")).json()
         process = psutil.Process(server.pid)
         engine = max(process.children(), key=lambda child: child.memory_info().rss)
@@ -143,10 +150,8 @@ async def _complete(client, model, text):
     return answer.json()["usage"]["total_tokens"]
 
 
-async def _classify(client, number):
-    answer = await client.post(
-        "/api/v1/classify", json={"text": f"第{number}通电话。" + "我的宽带断了三天没人来修。" * 8}
-    )
+async def _classify(client, text, number):
+    answer = await client.post("/api/v1/classify", json={"text": f"第{number}通电话。{text}"})
     assert answer.status_code == 200, answer.text
 
 
