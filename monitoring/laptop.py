@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,12 +106,14 @@ def run(commands: dict[str, list[str]], stop_s: float) -> tuple[int, str | None]
         The exit code, and which one ended by itself.
     """
     told = threading.Event()
+    setpriv = shutil.which("setpriv")
+    orphaned = [] if setpriv is None else [setpriv, "--pdeathsig", "TERM"]
     running: dict[str, subprocess.Popen[bytes]] = {}
     with _signals(told.set):
         first: str | None = None
         for module, words in commands.items():
-            # A session of its own: Ctrl-C is for us, who then end them in order.
-            line = [sys.executable, "-m", module, *words]
+            # A session of its own: Ctrl-C is for us, who then end them in order. If we are killed they end too.
+            line = [*orphaned, sys.executable, "-m", module, *words]
             running[module] = subprocess.Popen(line, stdout=sys.stderr, start_new_session=True)
         while not told.is_set() and first is None:
             time.sleep(_LOOK_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import urllib.request
@@ -67,6 +68,19 @@ def test_one_that_is_killed_ends_all(start, until):
     code, last = laptop.ended()
 
     assert (code, last["ended_first"]) == (1, "monitoring.files")
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv on PATH: apt-get install util-linux")
+def test_a_kill_that_cannot_be_caught_leaves_nobody_behind(start):
+    laptop = start()
+    laptop.said("recording into")
+    laptop.said("ready: ")
+    children = psutil.Process(laptop.process.pid).children(recursive=True)
+    laptop.process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=15)
+
+    assert (len(gone), alive) == (len(children), [])
+    assert len(gone) >= 3, "server, its engine, monitor"
 
 
 @pytest.mark.ollama
