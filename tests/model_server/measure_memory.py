@@ -25,7 +25,7 @@ from model_server import capacity, cgroup, deployment, tokenizer
 from model_server.model_source import resolve
 
 ANSWER_TOKENS = 8
-LENGTHS = 240
+ALL_LENGTHS = 240
 URL = re.compile(r"http://127\.0\.0\.1:\d+")
 # Long limits: what is measured here is memory, on machines of any speed.
 COMMON = ("serving.port=0", "serving.log_dir=null", "serving.request_timeout_s=1200", "serving.drain_s=1300")
@@ -73,8 +73,8 @@ class Group:
                 return
 
 
-def measure(environment, overrides, log):
-    """Serve, fill, look, stop. ``log``: file for what the server writes."""
+def measure(environment, overrides, log, lengths=ALL_LENGTHS):
+    """Serve, fill, look, stop. ``log``: file for what the server writes; ``lengths``: different ones to ask for."""
     words = [*overrides, *COMMON]
     config = deployment.load(environment, words, {})
     plan = capacity.check(config)
@@ -86,7 +86,7 @@ def measure(environment, overrides, log):
         with log.open("wb") as output:
             server = subprocess.Popen(["sh", "-c", join, "sh", *command], stdout=output, stderr=subprocess.STDOUT)
         try:
-            return asyncio.run(_fill(server, config, plan, group, log))
+            return asyncio.run(_fill(server, config, plan, group, log, lengths))
         finally:
             server.terminate()
             server.wait(30)
@@ -94,7 +94,7 @@ def measure(environment, overrides, log):
         group.remove()
 
 
-async def _fill(server, config, plan, group, log):
+async def _fill(server, config, plan, group, log, lengths):
     url = await _listening(server, log)
     async with httpx2.AsyncClient(base_url=url, timeout=1300) as client:
         while (await client.get("/ready")).status_code != 200:
@@ -110,12 +110,12 @@ async def _fill(server, config, plan, group, log):
             *(_complete(client, config.model_name, _text(words, generator, length)) for _ in range(number))
         )
         # Of every length, for which the engine compiles kernels of their own. One at a time: each its own step.
-        lengths = generator.sample(range(ANSWER_TOKENS + 1, min(length, plan.batched_tokens)), LENGTHS)
-        for each in lengths:
+        asked = generator.sample(range(ANSWER_TOKENS + 1, min(length, plan.batched_tokens)), lengths)
+        for each in asked:
             await _complete(client, config.model_name, _text(words, generator, each))
         if files.classification is not None:
             await asyncio.gather(*(_classify(client, "我的宽带断了三天没人来修。" * 8, number) for number in range(32)))
-            for each in lengths:
+            for each in asked:
                 await _classify(client, _text(words, generator, each), each)
         health = (await client.get("/health")).json()
         process = psutil.Process(server.pid)
