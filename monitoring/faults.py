@@ -311,15 +311,16 @@ def _load(site: Site, fault: Fault) -> AbstractContextManager[object]:
 def _wait_for_calm(site: Site, fault: Fault) -> None:
     """Under the load of every day, until none of the fault's alerts fires and the receiver heard the end of them."""
     quiet_since = None
+    # Alertmanager keeps a group until the end of it was told.
+    kept_s = 0 if fault.young else site.times.group_interval + 2 * site.times.evaluation
     with contextlib.nullcontext() if fault.young else Load(site.servers[0].url, CHAT_RATE, chat):
-        deadline = time.monotonic() + CALM_S
+        deadline = time.monotonic() + CALM_S + kept_s
         while time.monotonic() < deadline:
             if set(fault.alerts) & set(site.firing()):
                 quiet_since = None
             elif quiet_since is None:
                 quiet_since = time.monotonic()
-            # Alertmanager keeps a group until the end of it was told.
-            elif fault.young or time.monotonic() - quiet_since > site.times.group_interval + 2 * site.times.evaluation:
+            elif time.monotonic() - quiet_since > kept_s:
                 return
             time.sleep(0.2)
     raise SiteError(f"{fault.name}: {', '.join(fault.alerts)} fire before it begins: {sorted(site.firing())}")

@@ -92,35 +92,34 @@ class Scorer:
 
     def _run(self, prompts: Sequence[Sequence[int]], skip: int) -> NDArray[np.float32]:
         """One inference over the tokens of ``prompts`` after the first ``skip``, which lie in the cache."""
-        shared = skip // BLOCK_TOKENS
-        last_positions = np.cumsum([len(prompt) - skip for prompt in prompts], dtype=np.int64) - 1
-        # What follows the last prompt changes nothing before it.
-        padding = [0] * (-(int(last_positions[-1]) + 1) % PADDED_TO)
-        padded = [*prompts[:-1], [*prompts[-1], *padding]]
+        sequences = [(prompt, skip) for prompt in prompts]
+        if padding := -sum(len(prompt) - skip for prompt in prompts) % PADDED_TO:
+            # With a block of its own: keys are quantised by what else is in their block.
+            sequences.append(([0] * padding, 0))
         ids: list[int] = []
         positions: list[int] = []
         begins = [0]
         blocks: list[int] = []
         block_begins = [0]
-        free = shared
-        for prompt in padded:
-            ids += prompt[skip:]
-            positions += range(skip, len(prompt))
+        free = skip // BLOCK_TOKENS
+        for tokens, past in sequences:
+            ids += tokens[past:]
+            positions += range(past, len(tokens))
             begins.append(len(ids))
-            own = -(-(len(prompt) - skip) // BLOCK_TOKENS)
-            blocks += [*range(shared), *range(free, free + own)]
+            own = -(-(len(tokens) - past) // BLOCK_TOKENS)
+            blocks += [*range(past // BLOCK_TOKENS), *range(free, free + own)]
             free += own
             block_begins.append(len(blocks))
         self._reserve(free)
         values = {
             "input_ids": np.array(ids, np.int64),
             "position_ids": np.array(positions, np.int64),
-            "past_lens": np.full(len(prompts), skip, np.int32),
+            "past_lens": np.array([past for _, past in sequences], np.int32),
             "subsequence_begins": np.array(begins, np.int32),
             "block_indices": np.array(blocks, np.int32),
             "block_indices_begins": np.array(block_begins, np.int32),
-            "max_context_len": np.array(max(map(len, padded)), np.int32),
-            "last_positions": last_positions,
+            "max_context_len": np.array(max(len(tokens) for tokens, _ in sequences), np.int32),
+            "last_positions": np.array(begins[1 : len(prompts) + 1], np.int64) - 1,
         }
         for name, value in values.items():
             self._request.set_tensor(name, ov.Tensor(value))
