@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from syslog_collector import Collector
 
 from monitoring import log_shipping
 from monitoring.log_shipping import Shipping, configuration, manifests
@@ -23,49 +21,8 @@ from runconfig import ConfigError, validate
 
 IMAGE = f"registry.example/rsyslog@sha256:{'a' * 64}"
 RSYSLOGD = shutil.which("rsyslogd") or shutil.which("rsyslogd", path="/usr/sbin")
-MESSAGE = re.compile(
-    r'<(?P<priority>\d+)>1 (?P<time>\S+) (?P<node>\S+) (?P<app>\S+) - - \[qwen3@32473 namespace="(?P<namespace>[^"]*)" '
-    r'pod="(?P<pod>[^"]*)" container="(?P<container>[^"]*)" stream="(?P<stream>[^"]*)"\] (?P<line>.*)'
-)
 POD = "qwen3-inference-7d9f8c6b5-x2x4z"
 needs_rsyslog = pytest.mark.skipif(RSYSLOGD is None, reason="no rsyslogd on PATH: apt-get install rsyslog")
-
-
-class Collector:
-    """Takes connections and keeps their bytes, until it is closed."""
-
-    def __init__(self, port=0):
-        self.listener = socket.create_server(("127.0.0.1", port))
-        self.port = self.listener.getsockname()[1]
-        self.data = b""
-        self.connections = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                connection = self.listener.accept()[0]
-            except OSError:
-                return
-            self.connections.append(connection)
-            threading.Thread(target=self._take, args=(connection,), daemon=True).start()
-
-    def _take(self, connection):
-        try:
-            while data := connection.recv(65536):
-                self.data += data
-        except OSError:
-            return
-
-    def close(self):
-        with contextlib.suppress(OSError):  # closed before
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for connection in self.connections:
-            connection.close()
-
-    def messages(self):
-        return [MESSAGE.fullmatch(line) for line in self.data.decode().splitlines()]
 
 
 class Node:
