@@ -134,6 +134,10 @@ QWEN2_SPLIT = (
 """How Qwen2 and Qwen3 cut text before byte-pair encoding. Source: pre_tokenizer of Qwen3's tokenizer.json."""
 
 
+WORDS_KEPT = 1000
+"""Whose tokens are remembered."""
+
+
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a prepared model directory or of a GGUF file.
 
@@ -147,6 +151,9 @@ def load(path: Path) -> Tokenizer:
             fast, template = _from_gguf(path)
     except Exception as error:  # the tokenizers library raises bare Exception for missing and for damaged files
         raise ModelLoadError(str(path), f"the tokenizer cannot be read: {error}") from error
+    # 10,000 of them, as it comes, took 46 MiB after 40,000 texts and saved 12 us of a call that was seen before; what
+    # stands between two commas in Chinese is a "word" to Qwen's rule and hardly comes again.
+    fast.model._resize_cache(WORDS_KEPT)  # noqa: SLF001  there is no public name for it after loading
     try:
         return Tokenizer(fast, template)
     except TemplateError as error:

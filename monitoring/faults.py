@@ -386,15 +386,22 @@ def _said(each: Measured) -> str:
 
 def table(found: Sequence[Measured], settings: FaultSettings) -> str:
     """The measurement as Markdown."""
-    lines = [
-        "# Faults, and when somebody is told",
-        "",
-        "Made by `python -m monitoring.faults out=monitoring/faults.md`; do not edit. Real servers, Prometheus and",
-        f"Alertmanager on one machine, {datetime.now(UTC):%Y-%m-%d}.",
-        "",
+    asked = settings.model_dump(exclude_defaults=True, exclude={"out"})
+    words = [f"{name}={value:g}" if name == "time_scale" else f"{name}={value}" for name, value in asked.items()]
+    times = [
         f"**All times of the watching are divided by {settings.time_scale:g}**: windows, `for`, scrape and evaluation",
         "interval, group wait. What a server needs is not divided. On a site each part of a limit but the last is",
         f"{settings.time_scale:g} times as long.",
+    ]
+    if settings.time_scale == 1:
+        times = ["All times of the watching are as a site has them."]
+    lines = [
+        "# Faults, and when somebody is told",
+        "",
+        f"Made by `{' '.join(['python -m monitoring.faults', *words])}`; do not edit.",
+        f"Real servers, Prometheus and Alertmanager on one machine, {datetime.now(UTC):%Y-%m-%d}.",
+        "",
+        *times,
         "",
         "Limit, in seconds: `for` + rate window + scrape + evaluation + group wait + 10. Told: to the receiver of its",
         "severity; *inhibited*: seen in Alertmanager and not sent, for something critical of the same was known.",
