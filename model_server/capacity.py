@@ -41,7 +41,7 @@ _SCORER_BYTES = 8 * _MIB
 _SCORER_BYTES_PER_LAYER = 2 * _MIB
 # Kernels compiled for the lengths of prompts and answers (openvino_wire.py), once every length was met: 85, 117 and 193
 # MiB with 1, 8 and 32 slots of the tiny model and its scorer.
-_KERNEL_BYTES = 2 * _MIB // 5
+_KERNEL_BYTES = _MIB // 3
 # GGUF is unpacked, not mapped: 0.6B as Q4_0, Q4_0 with Q8_0 embeddings, and Q8_0 (320, 396, 604 MiB) took 807,
 # 953 and 1,421 MiB once running and up to 908, 1,133 and 1,769 MiB while loading.
 _GGUF_COPIES, _GGUF_LOADING_COPIES, _GGUF_BYTES_PER_EMBEDDING = 2.15, 3.0, 0.8
