@@ -312,7 +312,7 @@ def test_the_embedded_model_takes_the_memory_that_was_predicted(measure, slots):
 
 
 # Kernels take the same of any model: all lengths are asked of the embedded one, which answers in milliseconds.
-FEW = {"lengths": 16}
+FEW = {"lengths": 32}
 
 
 @pytest.mark.slow
